@@ -62,12 +62,14 @@ def first_line(error: BaseException) -> str:
 class RunStopped(RuntimeError):
     """A run that cannot continue by itself: shown as one panel, without a traceback.
 
-    `title` heads the panel; `code` is the exit code. `folder`, where known, is the run to resume.
+    `title` heads the panel; `code` is the exit code. `folder`, where known, is the run to resume,
+    and `launch` the `--launch` to do it with.
     """
 
     title = "the run stopped"
     code = 1
     folder: str | None = None
+    launch: str | None = None
 
 
 class OldName(FutureWarning):

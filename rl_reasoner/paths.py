@@ -33,9 +33,14 @@ def room(name: str) -> Path:
     raise FileNotFoundError(f"the installation of rl_reasoner is missing its folder {name!r}")
 
 
-def resume_command(run: Path | str) -> str:
-    """The command that continues a run, as a shell takes it."""
-    return shlex.join(["rl-reasoner", "train", "--resume", str(run)])
+def resume_command(run: Path | str, launch: str | None = None) -> str:
+    """The command that continues a run, as a shell takes it.
+
+    `launch` is its `--launch`; in a process of a job it is the job's (`$RL_REASONER_LAUNCH`).
+    """
+    launch = launch or os.environ.get("RL_REASONER_LAUNCH")
+    several = ["--launch", launch] if launch else []
+    return shlex.join(["rl-reasoner", "train", "--resume", str(run), *several])
 
 
 def cache_folder() -> Path:

@@ -133,11 +133,13 @@ def _run_and_report(argv: Sequence[str]) -> int:
         if not processes.is_main() or launcher.has_launcher():  # which says it for all
             return launcher.INTERRUPTED
         folder = getattr(error, "folder", None)
-        hint = f"; continue with: {resume_command(folder)}" if folder else ""
+        command = resume_command(folder, getattr(error, "launch", None)) if folder else ""
+        hint = f"; continue with: {command}" if command else ""
         err.print(f"interrupted{hint}", soft_wrap=True)
         return launcher.INTERRUPTED
     except RunStopped as error:
-        hint = f"\ncontinue with: {resume_command(error.folder)}" if error.folder else ""
+        command = resume_command(error.folder, error.launch) if error.folder else ""
+        hint = f"\ncontinue with: {command}" if command else ""
         _print_error(error.title, f"{error}{hint}")
         return error.code
     except RuntimeError as error:

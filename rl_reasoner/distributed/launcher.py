@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.distributed.processes import LOST, is_main, note_run
-from rl_reasoner.distributed.supervision import AGAIN, Supervision
+from rl_reasoner.distributed.supervision import AGAIN, ASKED, Supervision
 from rl_reasoner.distributed.threads import share_cores
 from rl_reasoner.errors import RunStopped, UserError, first_line
 
 INTERRUPTED = 130
 """Exit code of a process that was asked to stop."""
 _RUN_FILE = "RL_REASONER_JOB"  # the file in which the main process writes where the run is
+_HOW = "RL_REASONER_LAUNCH"  # what --launch was given, for `paths.resume_command`
 
 
 class JobEnded(RunStopped):
@@ -29,9 +30,13 @@ class JobEnded(RunStopped):
 
 
 class JobInterrupted(KeyboardInterrupt):
-    """The job was asked to stop, and has; `folder` is the run to resume, where there is one."""
+    """The job was asked to stop, and has.
+
+    `folder` is the run to resume, where there is one, and `launch` the `--launch` to do it with.
+    """
 
     folder: str | None = None
+    launch: str | None = None
 
 
 def tell_launcher(folder: Path) -> None:
@@ -47,6 +52,11 @@ def tell_launcher(folder: Path) -> None:
 def has_launcher() -> bool:
     """Whether `launch` started this process, and so prints which one ended the job."""
     return _RUN_FILE in os.environ
+
+
+def peer_ended() -> bool:
+    """Whether a SIGTERM means that torch's launcher ends the job: nobody has asked `launch`."""
+    return has_launcher() and not Path(os.environ[_RUN_FILE]).with_name(ASKED).exists()
 
 
 def interrupted_again() -> bool:
@@ -69,19 +79,20 @@ def launch(how: str, arguments: Sequence[str]) -> int:
         raise UserError("--launch 0: there must be at least one process")
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-") as folder_of_job:
         file = Path(folder_of_job) / "run"
-        os.environ[_RUN_FILE] = str(file)
+        os.environ.update({_RUN_FILE: str(file), _HOW: how})
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice, once in every process
         try:
             return _exit_code(_ends(how, ["rl_reasoner.cli", *arguments], file.parent))
         except (JobEnded, JobInterrupted) as ended:
             ended.folder = file.read_text(encoding="utf-8") if file.is_file() else None
+            ended.launch = how
             raise
         finally:
-            del os.environ[_RUN_FILE]
+            del os.environ[_RUN_FILE], os.environ[_HOW]
 
 
 def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
-    """Run the module in `command` to its end: number -> exit code of the processes that failed.
+    """Run the module in `command` to its end: number -> exit code of what failed, first to last.
 
     `folder` is the job's. Raises `JobInterrupted` and `JobEnded` as `launch` does.
     """
@@ -99,7 +110,8 @@ def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
                 return killed
             raise JobInterrupted from signalled
         except ChildFailedError as failed:
-            ends = {number: failure.exitcode for number, failure in failed.failures.items()}
+            first = sorted(failed.failures.items(), key=lambda item: item[1].timestamp)
+            ends = {number: failure.exitcode for number, failure in first}
             if supervision.asked and {*ends.values()} <= {LOST, INTERRUPTED, -signal.SIGTERM}:
                 raise JobInterrupted from failed
             return ends
@@ -144,7 +156,7 @@ def _exit_code(ends: Mapping[int, int]) -> int:
         return 0
     own = {number: code for number, code in ends.items() if code != LOST}
     if killed := {n: -code for n, code in own.items() if code < 0 and -code != signal.SIGTERM}:
-        number, cause = min(killed.items())
+        number, cause = next(iter(killed.items()))
         raise JobEnded(f"process {number} was killed by {signal.Signals(cause).name}")
     if not own:
         raise JobEnded("a process on another host ended early")

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+ASKED = "asked"
+"""The file in the job's folder that says: its launcher was sent a signal."""
 AGAIN = "again"
 """The file in the job's folder that says: Ctrl-C came once more, stop at once."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -75,6 +77,7 @@ class Supervision:
         if self.asked and number == signal.SIGINT:
             (self._folder / AGAIN).touch()
         self.asked = True
+        (self._folder / ASKED).touch()
         for process in self._running():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL if self._interrupts > 2 else number)

@@ -40,7 +40,7 @@ def test_a_process_that_is_killed_ends_the_job_with_one_message_and_it_goes_on_e
     run = tmp_path / "killed/run"
     assert ended.returncode == 1
     assert ended.stderr.count("process 1 was killed by SIGKILL") == 1
-    assert f"continue with: rl-reasoner train --resume {run}" in ended.stderr
+    assert f"continue with: rl-reasoner train --resume {run} --launch 2" in ended.stderr
     assert "Traceback" not in ended.stderr
     continued = ran("--resume", run, "--launch", 2)
     assert continued.returncode == 0, continued.stderr

@@ -93,7 +93,9 @@ def test_a_step_longer_than_torch_waits_is_waited_for(job: Job) -> None:
     job.launcher.send_signal(signal.SIGTERM)
     assert job.launcher.wait(120) == 130
     assert len(job.checkpoints()) == 1
-    assert f"interrupted; continue with: rl-reasoner train --resume {job.run}" in job.said()
+    assert (
+        f"interrupted; continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
+    )
     assert job.said().count("interrupted;") == 1 and "death signal" not in job.said()
 
 
@@ -104,7 +106,9 @@ def test_ctrl_c_twice_stops_at_once(job: Job) -> None:
     job.launcher.send_signal(signal.SIGINT)
     assert job.launcher.wait(120) == 130
     assert not job.checkpoints(), "the step was not finished"
-    assert f"interrupted; continue with: rl-reasoner train --resume {job.run}" in job.said()
+    assert (
+        f"interrupted; continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
+    )
 
 
 @pytest.mark.slow
@@ -115,4 +119,14 @@ def test_what_does_not_even_then_stop_is_killed_and_it_is_said(job: Job) -> None
         time.sleep(0.3)
     assert job.launcher.wait(120) == 1
     assert "the job ended: process" in job.said() and "was killed by SIGKILL" in job.said()
-    assert f"continue with: rl-reasoner train --resume {job.run}" in job.said()
+    assert f"continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
+
+
+@pytest.mark.slow
+def test_of_a_process_that_is_killed_only_the_cause_is_said(job: Job) -> None:
+    """torch's launcher ends the other one by SIGTERM, which nobody has asked for."""
+    os.kill(job.process(1), signal.SIGKILL)
+    assert job.launcher.wait(120) == 1
+    assert "the job ended: process 1 was killed by SIGKILL" in job.said()
+    assert f"continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
+    assert "stopping after this step" not in job.said()

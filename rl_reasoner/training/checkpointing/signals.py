@@ -64,7 +64,8 @@ class Stop:
         if self.asked or again or self.last_step is None:
             raise KeyboardInterrupt
         self.asked = True
-        self.note("stopping after this step; interrupt again to stop at once")
+        if not launcher.peer_ended():  # the launcher says what ended the job
+            self.note("stopping after this step; interrupt again to stop at once")
 
     def _taken_away(self, number: int, frame: FrameType | None) -> None:
         self._asked(number, frame)
