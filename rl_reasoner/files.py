@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,3 +129,24 @@ def keep_rows_until(path: Path, step: int) -> None:
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def flock_holder(file: Path) -> int | None:
+    """The process that holds the `flock` of `file`; None where it is not to be found out.
+
+    Linux lists locks by the number of a file. Whether it is this one, the open files of a process
+    say: those of other users are not shown.
+    """
+    try:
+        meant = file.stat()
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for _, kind, _, _, process, inode, *_ in map(str.split, locks):
+        if kind != "FLOCK" or inode.rpartition(":")[2] != str(meant.st_ino):
+            continue
+        with suppress(OSError):
+            for opened in Path(f"/proc/{process}/fd").iterdir():
+                if os.path.samestat(opened.stat(), meant):
+                    return int(process)
+    return None

@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if processes.world_size() == 1:
         return _run_and_report(arguments)
+    launcher.follow_launcher()
     try:
         code = _run_and_report(arguments)
     except Exception as error:

@@ -4,9 +4,11 @@
 `rl-reasoner train`, and reports once which process ended a job.
 """
 
+import ctypes
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,9 @@ INTERRUPTED = 130
 """Exit code of a process that was asked to stop."""
 _RUN_FILE = "RL_REASONER_JOB"  # the file in which the main process writes where the run is
 _HOW = "RL_REASONER_LAUNCH"  # what --launch was given, for `paths.resume_command`
+_LAUNCHER = "RL_REASONER_LAUNCHER"  # its process
+_PR_SET_PDEATHSIG = 1
+_parent: list[int] = []  # the process that started this one, where `follow_launcher` was called
 
 
 class JobEnded(RunStopped):
@@ -49,9 +54,33 @@ def tell_launcher(folder: Path) -> None:
         Path(file).write_text(str(folder), encoding="utf-8")
 
 
+def follow_launcher() -> None:
+    """Stop this process, with a checkpoint, when the launcher that started it is gone (Linux).
+
+    Nobody else would: it is in a session of its own.
+    """
+    if sys.platform != "linux" or _RUN_FILE not in os.environ:
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _parent[:] = [parent]
+    if os.getppid() != parent or not _is_there(int(os.environ[_LAUNCHER])):
+        os.kill(os.getpid(), signal.SIGTERM)  # it was gone before the kernel was asked
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def has_launcher() -> bool:
-    """Whether `launch` started this process, and so prints which one ended the job."""
-    return _RUN_FILE in os.environ
+    """Whether `launch` started this process and is there to print which one ended the job."""
+    return _RUN_FILE in os.environ and (not _parent or os.getppid() == _parent[0])
 
 
 def peer_ended() -> bool:
@@ -79,7 +108,7 @@ def launch(how: str, arguments: Sequence[str]) -> int:
         raise UserError("--launch 0: there must be at least one process")
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-") as folder_of_job:
         file = Path(folder_of_job) / "run"
-        os.environ.update({_RUN_FILE: str(file), _HOW: how})
+        os.environ.update({_RUN_FILE: str(file), _HOW: how, _LAUNCHER: str(os.getpid())})
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice, once in every process
         try:
             return _exit_code(_ends(how, ["rl_reasoner.cli", *arguments], file.parent))
@@ -88,7 +117,8 @@ def launch(how: str, arguments: Sequence[str]) -> int:
             ended.launch = how
             raise
         finally:
-            del os.environ[_RUN_FILE], os.environ[_HOW]
+            for name in (_RUN_FILE, _HOW, _LAUNCHER):
+                del os.environ[name]
 
 
 def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import sha256_of, write_json, write_text
+from rl_reasoner.files import flock_holder, sha256_of, write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.recipe.locations import read_yaml, validate
@@ -105,7 +105,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {self.path}") from error
+            holder = flock_holder(self.path / ".lock")
+            who = f"another process ({holder})" if holder else "another process"
+            raise UserError(f"{who} is training in {self.path}") from error
 
     def discard(self) -> None:
         """Remove the folder of a run in which nothing was done: no evaluation, no stage begun.

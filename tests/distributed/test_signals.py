@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,16 +76,23 @@ class Job:
         return int((self.folder / f"begun-{rank}").read_text())
 
 
+def alive(process: int) -> bool:
+    """Whether a process is there and has not ended, though nobody may have asked how."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Job]:
     started = Job(tmp_path)
     yield started
-    for process in (started.launcher.pid, started.process(0), started.process(1)):
-        if started.launcher.poll() is None or Path(f"/proc/{process}").exists():
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    started.launcher.kill()
+    for process in (started.process(0), started.process(1)):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     started.launcher.wait()
 
 
@@ -130,3 +138,18 @@ def test_of_a_process_that_is_killed_only_the_cause_is_said(job: Job) -> None:
     assert "the job ended: process 1 was killed by SIGKILL" in job.said()
     assert f"continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
     assert "stopping after this step" not in job.said()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+def test_processes_whose_launcher_is_killed_stop_with_a_checkpoint(job: Job) -> None:
+    trained = [job.process(rank) for rank in (0, 1)]
+    job.launcher.kill()
+    until = time.monotonic() + 120
+    while any(map(alive, trained)):
+        assert time.monotonic() < until, "they train on, and nobody waits for them"
+        time.sleep(0.05)
+    assert len(job.checkpoints()) == 1
+    assert (
+        f"interrupted; continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
+    )

@@ -181,7 +181,9 @@ def test_two_processes_in_one_folder(killed: Path, tmp_path: Path) -> None:
     done = run_outside(tmp_path, "train", "--resume", str(folder))
     run.release()
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"another process is training in {folder}" in " ".join(done.stderr.split())
+    assert f"another process ({os.getpid()}) is training in {folder}" in " ".join(
+        done.stderr.split()
+    )
     assert not (folder / "policy").exists()
 
 

@@ -148,7 +148,8 @@ def test_held_by_one_process_at_a_time(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, str(run.path)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert other() == f"another process is training in {run.path}"
+    assert other() == f"another process ({os.getpid()}) is training in {run.path}"
+    assert not (run.path / ".lock").stat().st_size
     run.release()
     assert other() == "taken", "and the lock of a process that ended holds nobody up"
     run.lock()
