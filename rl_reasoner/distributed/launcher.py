@@ -2,6 +2,11 @@
 
 `launch` puts torch's launcher, or accelerate's for a file of its settings, underneath
 `rl-reasoner train`, and reports once which process ended a job.
+
+torch's launcher kills the processes 30 s after it has passed a signal on to them. Here a signal is
+passed on and then waited for, as long as the step takes. A second Ctrl-C stops the processes at
+once; a third kills them. torch's waiting is `start` and `close` of its `SubprocessContext`, under
+`torchrun` and `accelerate launch` alike.
 """
 
 import ctypes
@@ -10,12 +15,14 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rl_reasoner.distributed.processes import LOST, is_main, note_run
-from rl_reasoner.distributed.supervision import AGAIN, ASKED, Supervision
 from rl_reasoner.distributed.threads import share_cores
 from rl_reasoner.errors import RunStopped, UserError, first_line
 
@@ -24,6 +31,10 @@ INTERRUPTED = 130
 _RUN_FILE = "RL_REASONER_JOB"  # the file in which the main process writes where the run is
 _HOW = "RL_REASONER_LAUNCH"  # what --launch was given, for `paths.resume_command`
 _LAUNCHER = "RL_REASONER_LAUNCHER"  # its process
+_ASKED = "asked"  # the file in the job's folder that says: its launcher was sent a signal
+_AGAIN = "again"  # and: Ctrl-C came once more, stop at once
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_LOOK_S = 0.1  # between two looks at whether the processes have ended
 _PR_SET_PDEATHSIG = 1
 _parent: list[int] = []  # the process that started this one, where `follow_launcher` was called
 
@@ -85,12 +96,12 @@ def has_launcher() -> bool:
 
 def peer_ended() -> bool:
     """Whether a SIGTERM means that torch's launcher ends the job: nobody has asked `launch`."""
-    return has_launcher() and not Path(os.environ[_RUN_FILE]).with_name(ASKED).exists()
+    return has_launcher() and not Path(os.environ[_RUN_FILE]).with_name(_ASKED).exists()
 
 
 def interrupted_again() -> bool:
     """Whether `launch` was interrupted a second time: stop at once."""
-    return has_launcher() and Path(os.environ[_RUN_FILE]).with_name(AGAIN).exists()
+    return has_launcher() and Path(os.environ[_RUN_FILE]).with_name(_AGAIN).exists()
 
 
 def launch(how: str, arguments: Sequence[str]) -> int:
@@ -132,7 +143,7 @@ def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     _silence()
-    with Supervision(folder) as supervision:
+    with _Supervision(folder) as supervision:
         try:
             _run(how, command)
         except SignalException as signalled:
@@ -194,3 +205,83 @@ def _exit_code(ends: Mapping[int, int]) -> int:
     if not code and INTERRUPTED in own.values():
         raise JobInterrupted
     return code or 1
+
+
+class _Supervision:
+    """Signals and processes of one job, as a context manager around torch's launcher."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked = False
+        self._folder = folder  # of the job
+        self._interrupts = 0
+        self._contexts: list[Any] = []
+        self._before: dict[int, Any] = {}
+        self._methods: tuple[Any, Any] | None = None
+
+    def __enter__(self) -> "_Supervision":
+        watched = _context_class()
+        start, close = self._methods = watched.start, watched.close
+
+        def started(context: Any) -> None:
+            self._contexts.append(context)
+            start(context)
+            self._listen()
+
+        def closed(context: Any, *args: Any, **options: Any) -> None:
+            if self.asked:
+                self._wait()
+            close(context, *args, **options)
+
+        for number in _SIGNALS:
+            self._before[number] = signal.getsignal(number)
+        watched.start, watched.close = started, closed
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        watched = _context_class()
+        assert self._methods is not None
+        watched.start, watched.close = self._methods
+        for number, handler in self._before.items():
+            with suppress(ValueError):
+                signal.signal(number, handler)
+
+    def killed(self) -> dict[int, int]:
+        """Number on this host -> signal, of the processes that SIGKILL has ended."""
+        codes = {n: process.poll() for context in self._contexts for n, process in _all(context)}
+        return {n: -code for n, code in codes.items() if code == -signal.SIGKILL}
+
+    def _listen(self) -> None:
+        """Take the signals back from torch, which has just set its own handlers."""
+        for number in _SIGNALS:
+            with suppress(ValueError):  # not the main thread: the caller's own handlers hold
+                signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self.asked and number == signal.SIGINT:
+            (self._folder / _AGAIN).touch()
+        self.asked = True
+        (self._folder / _ASKED).touch()
+        for process in self._running():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL if self._interrupts > 2 else number)
+
+    def _wait(self) -> None:
+        """Wait until the processes have ended; after a second Ctrl-C torch's limit holds."""
+        while self._interrupts < 2 and any(True for _ in self._running()):
+            time.sleep(_LOOK_S)
+
+    def _running(self) -> Iterator[Any]:
+        for context in self._contexts:
+            yield from (process for _, process in _all(context) if process.poll() is None)
+
+
+def _context_class() -> Any:
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+    return SubprocessContext
+
+
+def _all(context: Any) -> list[tuple[int, Any]]:
+    """(number, process) of a context; those that it has started so far."""
+    return [(number, handler.proc) for number, handler in context.subprocess_handlers.items()]
