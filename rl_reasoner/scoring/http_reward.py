@@ -124,7 +124,9 @@ def _score(url: str, body: bytes) -> Score:
         raise ValueError(f"{url} answered {shown}, which is not a number and has no value")
     parts = reply.get("parts") or {}
     if not isinstance(parts, dict):
-        raise ValueError(f"{url} answered {shown}: its parts are no object of numbers by name")
+        raise ValueError(
+            f"{url} answered {shown}: its parts should be an object of numbers by name"
+        )
     try:
         return Score(reply["value"], reply.get("reason", ""), parts)
     except TypeError as error:

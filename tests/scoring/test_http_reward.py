@@ -139,7 +139,7 @@ def test_a_reply_that_is_none_is_told_with_the_url_and_its_beginning(url: str) -
         "empty": "answered nothing, which is not JSON",
         "page": "answered '<html>loading</html>', which is not JSON",
         "words": "which is not a number and has no value",
-        "list of parts": "[1]}': its parts are no object of numbers by name",
+        "list of parts": "[1]}': its parts should be an object of numbers by name",
         "text as a part": "the part 'a' of a Score is str",
         "number as a reason": "the reason of a Score is int",
         "moved": "answered 302 Found (to /elsewhere: give that URL)",

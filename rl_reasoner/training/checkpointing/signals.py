@@ -57,9 +57,7 @@ class Stop:
         again = launcher.interrupted_again()
         echo = processes.world_size() > 1 and time.monotonic() - self._heard < ECHO_S
         self._heard = time.monotonic()
-        if (
-            self.asked and echo and not again
-        ):  # from the scheduler, and from the launcher that got it too
+        if self.asked and echo and not again:  # the launcher passes on what the scheduler sent
             return
         if self.asked or again or self.last_step is None:
             raise KeyboardInterrupt
