@@ -142,11 +142,13 @@ def flock_holder(file: Path) -> int | None:
         locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    for _, kind, _, _, process, inode, *_ in map(str.split, locks):
-        if kind != "FLOCK" or inode.rpartition(":")[2] != str(meant.st_ino):
+    for line in locks:
+        words = line.split()
+        if words[1:2] != ["FLOCK"] or words[5].rpartition(":")[2] != str(meant.st_ino):
             continue
         with suppress(OSError):
-            for opened in Path(f"/proc/{process}/fd").iterdir():
-                if os.path.samestat(opened.stat(), meant):
-                    return int(process)
+            for opened in Path(f"/proc/{words[4]}/fd").iterdir():
+                with suppress(OSError):  # it is closed meanwhile
+                    if os.path.samestat(opened.stat(), meant):
+                        return int(words[4])
     return None

@@ -32,7 +32,7 @@ from rl_reasoner.pipeline.lineage import (
     hash_of_set,
     with_new_fields,
 )
-from rl_reasoner.pipeline.lock import reward_hashes
+from rl_reasoner.pipeline.lock import reward_files, reward_hashes
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.provenance import code_hash
 from rl_reasoner.recipe.old_names import current_stage
@@ -161,11 +161,11 @@ def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterato
         if named:
             yield unchecked("rewards", "the run did not keep the hashes of its rewards")
         return
-    here = reward_hashes(recipe)
+    here, files = reward_hashes(recipe), reward_files(recipe)
     for name, value in kept.items():
         if name not in here:
             yield unchecked("rewards", f"the file of {name} is not here")
-        elif here[name] == value:
+        elif value in (here[name], sha256_of(files[name])):  # older versions: without helpers
             yield held("rewards", f"{name} is the code that the run scored with")
         elif known or name not in shipped_rewards():
             yield differs("rewards", f"{name} is other code than the run scored with")

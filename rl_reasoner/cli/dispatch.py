@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     One of several processes (`launch`) that has met the others ends here, with that code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    launcher.follow_launcher()
     if processes.world_size() == 1:
         return _run_and_report(arguments)
-    launcher.follow_launcher()
     try:
         code = _run_and_report(arguments)
     except Exception as error:

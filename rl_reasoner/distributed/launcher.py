@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,7 @@ INTERRUPTED = 130
 _RUN_FILE = "RL_REASONER_JOB"  # the file in which the main process writes where the run is
 _HOW = "RL_REASONER_LAUNCH"  # what --launch was given, for `paths.resume_command`
 _LAUNCHER = "RL_REASONER_LAUNCHER"  # its process
+_OF_TORCH = "TORCHELASTIC_RUN_ID"  # what torch's launcher gives its processes
 _ASKED = "asked"  # the file in the job's folder that says: its launcher was sent a signal
 _AGAIN = "again"  # and: Ctrl-C came once more, stop at once
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -70,7 +72,7 @@ def follow_launcher() -> None:
 
     Nobody else would: it is in a session of its own.
     """
-    if sys.platform != "linux" or _RUN_FILE not in os.environ:
+    if sys.platform != "linux" or not {_RUN_FILE, _OF_TORCH} <= os.environ.keys():
         return
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -91,7 +93,9 @@ def _is_there(process: int) -> bool:
 
 def has_launcher() -> bool:
     """Whether `launch` started this process and is there to print which one ended the job."""
-    return _RUN_FILE in os.environ and (not _parent or os.getppid() == _parent[0])
+    if not {_RUN_FILE, _OF_TORCH} <= os.environ.keys():
+        return False  # for one process accelerate has no launcher of torch's underneath
+    return not _parent or os.getppid() == _parent[0]
 
 
 def peer_ended() -> bool:
@@ -156,6 +160,8 @@ def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
             if supervision.asked and {*ends.values()} <= {LOST, INTERRUPTED, -signal.SIGTERM}:
                 raise JobInterrupted from failed
             return ends
+        except CalledProcessError as failed:  # accelerate's one process, which has said why
+            sys.exit(failed.returncode)
         except (RendezvousError, DistError) as error:
             raise JobEnded(f"its hosts do not reach each other: {first_line(error)}") from error
     return {}
@@ -223,6 +229,8 @@ class _Supervision:
         start, close = self._methods = watched.start, watched.close
 
         def started(context: Any) -> None:
+            if self.asked:  # processes that have stopped are not to be started again
+                raise _signalled(signal.SIGTERM)
             self._contexts.append(context)
             start(context)
             self._listen()
@@ -242,7 +250,7 @@ class _Supervision:
         assert self._methods is not None
         watched.start, watched.close = self._methods
         for number, handler in self._before.items():
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError):  # another thread; a handler that C has set
                 signal.signal(number, handler)
 
     def killed(self) -> dict[int, int]:
@@ -262,18 +270,36 @@ class _Supervision:
             (self._folder / _AGAIN).touch()
         self.asked = True
         (self._folder / _ASKED).touch()
-        for process in self._running():
+        running = [*self._running()]
+        if not running:  # torch waits for other hosts
+            raise _signalled(number)
+        for process in running:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL if self._interrupts > 2 else number)
 
     def _wait(self) -> None:
-        """Wait until the processes have ended; after a second Ctrl-C torch's limit holds."""
-        while self._interrupts < 2 and any(True for _ in self._running()):
+        """Wait until the processes have ended; torch's limit holds after a second Ctrl-C.
+
+        Likewise where one has failed: the others would wait for it.
+        """
+        while self._interrupts < 2 and not self._failed() and any(True for _ in self._running()):
             time.sleep(_LOOK_S)
+
+    def _failed(self) -> bool:
+        codes = [process.poll() for context in self._contexts for _, process in _all(context)]
+        return not {*codes} <= {None, 0, INTERRUPTED, LOST, -signal.SIGINT, -signal.SIGTERM}
 
     def _running(self) -> Iterator[Any]:
         for context in self._contexts:
             yield from (process for _, process in _all(context) if process.poll() is None)
+
+
+def _signalled(number: int) -> Exception:
+    """What torch's launcher ends a job with when a signal comes."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    signalled = signal.Signals(number)
+    return SignalException(f"the launcher was sent {signalled.name}", signalled)
 
 
 def _context_class() -> Any:

@@ -97,11 +97,12 @@ def _with_own_files(recipe: Recipe, folder: Path) -> Recipe:
             if not source.is_file():
                 raise UserError(f"reward {name!r}: there is no file {source}")
             place = f"{_OWN}/{number}"
-            for one in (source.resolve(), *helpers_of(source)):
-                copy = folder / place / one.relative_to(source.resolve().parent)
+            names = {one: one.relative_to(source.resolve().parent) for one in helpers_of(source)}
+            for one, own in {source: Path(source.name), **names}.items():
+                copy = folder / place / own
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(one, copy)
-            name = f"{place}/{source.resolve().name}:{function}"
+            name = f"{place}/{source.name}:{function}"
         specs[name] = spec
     return recipe.model_copy(update={"rewards": specs})
 

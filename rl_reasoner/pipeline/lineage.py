@@ -102,15 +102,27 @@ def with_new_fields(
 
 
 def _with_modules(before: Any, now: Any, reference: str) -> dict[str, Any]:
-    """The facts `before`, with the code of each `MODULE:FUNCTION` that they do not have.
+    """The facts `before`, with the hashes of code that an older version took otherwise.
 
-    `reference` is what one hash that stands alone is of.
+    It had none of a `MODULE:FUNCTION`, and of a file none but its own. `reference` is what one hash
+    that stands alone is of.
     """
     code, kept = now.get("code"), before.get("code")
-    if isinstance(code, Mapping):
+    if isinstance(code, Mapping) and (kept is None or isinstance(kept, Mapping)):
         modules = {name: value for name, value in code.items() if not _is_file(name)}
-        return {**before, "code": {**modules, **(kept or {})}}
-    return {**before, **({} if kept or not code or _is_file(reference) else {"code": code})}
+        names = {**modules, **(kept or {})}
+        return {**before, "code": {n: _of_now(n, was, code.get(n)) for n, was in names.items()}}
+    if isinstance(code, str) and isinstance(kept, str):
+        return {**before, "code": _of_now(reference, kept, code)}
+    new = isinstance(code, str) and kept is None and not _is_file(reference)
+    return {**before, **({"code": code} if new else {})}
+
+
+def _of_now(reference: str, before: Any, now: Any) -> Any:
+    """The hash `now` where the one before is of the file of `reference` without its helpers."""
+    file = Path(reference.rpartition(":")[0]).expanduser()
+    alone = _is_file(reference) and file.is_file() and before == hash_of(file)
+    return now if alone and now else before
 
 
 def _is_file(reference: str) -> bool:

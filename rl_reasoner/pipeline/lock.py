@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,11 +132,15 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
 
 def reward_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of the code of every reward that the recipe names, where there is a file to read."""
+    return {name: hash_of_code(file) for name, file in reward_files(recipe).items()}
+
+
+def reward_files(recipe: Recipe) -> dict[str, Path]:
+    """The file of every reward that the recipe names, where there is one to be read."""
     named = [name for name, spec in recipe.rewards.items() if spec.source is None]
     judges = [stage.reward for stage in recipe.stages if isinstance(stage, RowStage)]
     names = dict.fromkeys([*named, *filter(None, [*judges, recipe.evals.reward])])
-    files = {name: file for name in names if (file := source_file(name)) is not None}
-    return {name: hash_of_code(file) for name, file in files.items()}
+    return {name: file for name in names if (file := source_file(name)) is not None}
 
 
 def evaluated_sets(recipe: Recipe) -> list[str]:

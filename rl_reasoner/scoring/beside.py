@@ -9,8 +9,10 @@ has one file: there it is found at any time (`stay_beside`), for imports inside 
 
 import ast
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -75,18 +77,30 @@ def helpers_of(file: Path) -> list[Path]:
     file = file.resolve()
     found, left = {file}, [file]
     while left:
-        new = set(_imported(left.pop(), file.parent)) - found
+        one = left.pop()
+        stat = one.stat()
+        new = set(_imported(one, file.parent, stat.st_size, stat.st_mtime_ns)) - found
         found |= new
         left += new
     return sorted(found - {file})
 
 
-def _imported(file: Path, root: Path) -> Iterator[Path]:
-    """The files under `root` that the import statements of `file` lead to."""
+@lru_cache(maxsize=1024)
+def _imported(file: Path, root: Path, size: int, time: int) -> list[Path]:
+    """The files under `root` that the import statements of `file` lead to.
+
+    It is read again only when its size or time has changed.
+    """
     try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return  # whoever imports it is told
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its escapes
+            tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # whoever imports it is told
+    return [*_led_to(tree, file, root)]
+
+
+def _led_to(tree: ast.Module, file: Path, root: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -106,7 +120,8 @@ def _files_of(base: Path, parts: Sequence[str], root: Path) -> Iterator[Path]:
     for at in places:
         if at.is_relative_to(root):
             files = (at / "__init__.py", at.with_suffix(".py"))
-            yield from [one for one in files if one.is_file()][:1]
+            there = [one for one in files if one.is_file()][:1]
+            yield from (one for one in there if not of_library(str(one)))
 
 
 def _hide_namesakes(folder: Path) -> dict[str, ModuleType]:

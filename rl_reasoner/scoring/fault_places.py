@@ -15,6 +15,7 @@ from rl_reasoner.paths import room
 
 _SENT = "<dynamic-code>"  # cloudpickle's name for every file
 _PACKAGE = Path(__file__).resolve().parent.parent
+_INSTALLED = {"site-packages", "dist-packages"}
 _LIBRARIES = tuple(
     Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib")
 )
@@ -72,4 +73,4 @@ def of_library(file: str | None) -> bool:
         return False
     path = Path(file).resolve()
     folders = (*_LIBRARIES, _PACKAGE)
-    return "site-packages" in path.parts or any(path.is_relative_to(f) for f in folders)
+    return bool(_INSTALLED & {*path.parts}) or any(path.is_relative_to(f) for f in folders)

@@ -76,3 +76,26 @@ def test_what_a_users_code_is_of_is_said_in_words(
         before = facts(recipe)
         file.write_text("A = 22\n", encoding="utf-8")
         assert differences(before, facts(recipe)) == told
+
+
+def test_code_that_an_older_version_hashed_otherwise_is_not_other_code(tmp_path: Path) -> None:
+    (tmp_path / "aid.py").write_text("WORTH = 1\n")
+    file = tmp_path / "mine.py"
+    file.write_text("import aid\ndef f(completion): return aid.WORTH\n")
+    named = f"{file}:f"
+    paid = one_stage(rewards={named: 1.0}, stages=[{"kind": "grpo"}])
+    sampled = {"kind": "sample", "name": "rows", "reward": named}
+    judged = one_stage(stages=[sampled, {"kind": "sft", "data": {"stage": "rows"}}])
+    for recipe, older in ((paid, {named: hash_of(file)}), (judged, hash_of(file))):
+        stage, now = recipe.stages[0], facts(recipe)
+        assert now["code"] != older
+        assert with_new_fields(recipe, stage, {**now, "code": older}, now) == now
+        for other in ({named: "other"}, "other", None):
+            assert with_new_fields(recipe, stage, {**now, "code": other}, now) != now
+
+
+def test_tools_without_code_of_the_users_stay_as_they_are() -> None:
+    recipe = one_stage(tools={"use": ["calculator"]})
+    now = facts(recipe)
+    assert "code" not in now["tools"]
+    assert with_new_fields(recipe, recipe.stages[0], now, now) == now

@@ -4,10 +4,12 @@ import importlib
 import os
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 
+import rl_reasoner
 from rl_reasoner.pipeline.lineage import hash_of_code
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.beside import helpers_of
@@ -156,3 +158,12 @@ def test_a_file_is_other_code_when_its_helper_is(tmp_path: Path) -> None:
     assert hash_of_code(folder / "r.py") == before
     (folder / "deeper.py").write_text("WORTH = 2.0\n")
     assert hash_of_code(folder / "r.py") != before
+
+
+def test_an_installed_package_beside_it_is_no_helper(tmp_path: Path) -> None:
+    body = 'import rl_reasoner, dist\nPATTERN = "\\d"\n'  # an escape that Python warns of
+    folder = write(tmp_path, r=body, dist="")
+    (folder / "rl_reasoner").symlink_to(Path(rl_reasoner.__file__).parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [one.name for one in helpers_of(folder / "r.py")] == ["dist.py"]
