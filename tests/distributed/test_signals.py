@@ -107,7 +107,7 @@ def test_a_step_longer_than_torch_waits_is_waited_for(job: Job) -> None:
     assert job.said().count("interrupted;") == 1 and "death signal" not in job.said()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_ctrl_c_twice_stops_at_once(job: Job) -> None:
     job.launcher.send_signal(signal.SIGINT)
     job.wait(lambda: "interrupt again to stop at once" in job.said())
@@ -119,7 +119,7 @@ def test_ctrl_c_twice_stops_at_once(job: Job) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_what_does_not_even_then_stop_is_killed_and_it_is_said(job: Job) -> None:
     os.kill(job.process(1), signal.SIGSTOP)
     for _ in range(3):

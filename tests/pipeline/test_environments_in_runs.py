@@ -55,6 +55,7 @@ def rollouts(run: Path) -> list[dict[str, Any]]:
     return rows(run / "stages" / "2-grpo" / "rollouts.jsonl")
 
 
+@pytest.mark.matrix
 def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> None:
     """Killed while its environment takes a step; weights and rollouts are those of a whole run."""
     whole_and_resumed(room, "plays.yaml", "stages/2-grpo/metrics.jsonl", 1)
