@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rl_reasoner.errors import UserError, did_you_mean, nearest
 
+LAUNCH = "RL_REASONER_LAUNCH"
+"""The environment variable in which the processes of a job find its `--launch`."""
 _PACKAGE = Path(__file__).resolve().parent
 # What a run's folder has beside its recipe: the first from its first moment on, where hidden files
 # were not lost; published records have the next two.
@@ -36,9 +38,9 @@ def room(name: str) -> Path:
 def resume_command(run: Path | str, launch: str | None = None) -> str:
     """The command that continues a run, as a shell takes it.
 
-    `launch` is its `--launch`; in a process of a job it is the job's (`$RL_REASONER_LAUNCH`).
+    `launch` is its `--launch`; in a process of a job it is the job's (`LAUNCH`).
     """
-    launch = launch or os.environ.get("RL_REASONER_LAUNCH")
+    launch = launch or os.environ.get(LAUNCH)
     several = ["--launch", launch] if launch else []
     return shlex.join(["rl-reasoner", "train", "--resume", str(run), *several])
 

@@ -10,6 +10,7 @@ once; a third kills them. torch's waiting is `start` and `close` of its `Subproc
 """
 
 import ctypes
+import importlib
 import logging
 import os
 import signal
@@ -26,11 +27,11 @@ from typing import Any
 from rl_reasoner.distributed.processes import LOST, is_main, note_run
 from rl_reasoner.distributed.threads import share_cores
 from rl_reasoner.errors import RunStopped, UserError, first_line
+from rl_reasoner.paths import LAUNCH
 
 INTERRUPTED = 130
 """Exit code of a process that was asked to stop."""
 _RUN_FILE = "RL_REASONER_JOB"  # the file in which the main process writes where the run is
-_HOW = "RL_REASONER_LAUNCH"  # what --launch was given, for `paths.resume_command`
 _LAUNCHER = "RL_REASONER_LAUNCHER"  # its process
 _OF_TORCH = "TORCHELASTIC_RUN_ID"  # what torch's launcher gives its processes
 _ASKED = "asked"  # the file in the job's folder that says: its launcher was sent a signal
@@ -123,7 +124,7 @@ def launch(how: str, arguments: Sequence[str]) -> int:
         raise UserError("--launch 0: there must be at least one process")
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-") as folder_of_job:
         file = Path(folder_of_job) / "run"
-        os.environ.update({_RUN_FILE: str(file), _HOW: how, _LAUNCHER: str(os.getpid())})
+        os.environ.update({_RUN_FILE: str(file), LAUNCH: how, _LAUNCHER: str(os.getpid())})
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice, once in every process
         try:
             return _exit_code(_ends(how, ["rl_reasoner.cli", *arguments], file.parent))
@@ -132,7 +133,7 @@ def launch(how: str, arguments: Sequence[str]) -> int:
             ended.launch = how
             raise
         finally:
-            for name in (_RUN_FILE, _HOW, _LAUNCHER):
+            for name in (_RUN_FILE, LAUNCH, _LAUNCHER):
                 del os.environ[name]
 
 
@@ -169,8 +170,7 @@ def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
 
 def _silence() -> None:
     """Keep torch's launcher from logging: what ended a job is said once, by us."""
-    import torch.distributed.run  # noqa: F401  # its loggers come with their own levels
-
+    importlib.import_module("torch.distributed.run")  # its loggers come with their own levels
     for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.run")):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -6,15 +6,14 @@ the `openai` client's; here is seen what each try came to.
 """
 
 import asyncio
-import ssl
 import threading
 from collections import Counter
-from functools import cache
 from typing import Any
 
 import httpx
 
 from rl_reasoner.rollout.server import CONNECTIONS
+from rl_reasoner.scoring.http_reward import certificates
 
 _PACKED = {"gzip", "deflate", "br", "zstd"}
 REPLY_BYTES = 1 << 20
@@ -46,7 +45,7 @@ class CountedClient(httpx.Client):
     """A client whose tries end after `timeout_s` and at `REPLY_BYTES`, whatever the server does."""
 
     def __init__(self, counts: Counts, timeout_s: float) -> None:
-        super().__init__(timeout=timeout_s, verify=_certificates())
+        super().__init__(timeout=timeout_s, verify=certificates())
         self.counts = counts
         self.timeout_s = timeout_s
         self._under_way: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
@@ -101,7 +100,7 @@ class CountedClient(httpx.Client):
                     follow_redirects=True,
                     timeout=self.timeout_s,
                     limits=limits,
-                    verify=_certificates(),
+                    verify=certificates(),
                 ) as client,
             ):
                 reply = await client.send(request, stream=True, **options)
@@ -126,9 +125,3 @@ class CountedClient(httpx.Client):
                 what = f"the reply has more than {REPLY_BYTES:,} bytes"
                 raise httpx.ReadError(what, request=reply.request)
         return bytes(content)
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Made once: it reads all root certificates."""
-    return httpx.create_ssl_context()

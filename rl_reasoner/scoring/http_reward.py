@@ -72,7 +72,7 @@ async def _asked(
         retry=retry_if_exception_type((httpx.TransportError, _Busy)),
         reraise=True,
     )
-    async with httpx.AsyncClient(verify=_certificates(), timeout=timeout_s) as client:
+    async with httpx.AsyncClient(verify=certificates(), timeout=timeout_s) as client:
         async for attempt in again:
             with attempt:
                 try:
@@ -105,8 +105,8 @@ async def _posted(
 
 
 @cache
-def _certificates() -> ssl.SSLContext:
-    """Made once: it reads all root certificates."""
+def certificates() -> ssl.SSLContext:
+    """The root certificates, made once: reading them takes a while."""
     return httpx.create_ssl_context()
 
 
