@@ -32,7 +32,7 @@ SLOW = SLOW.replace(
     "    if answer",
     """    here = Path(__file__).parent
     if (here / "slow").exists():
-        (here / f"begun-{os.environ['RANK']}").write_text(str(os.getppid()))
+        (here / f"begun-{os.environ['RANK']}-{os.getppid()}").touch()
         time.sleep(3)
     if answer""",
 )
@@ -73,7 +73,8 @@ class Job:
 
     def process(self, rank: int) -> int:
         """The id of one of the training processes."""
-        return int((self.folder / f"begun-{rank}").read_text())
+        (begun,) = self.folder.glob(f"begun-{rank}-*")
+        return int(begun.name.rpartition("-")[2])
 
 
 def alive(process: int) -> bool:
