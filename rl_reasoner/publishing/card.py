@@ -19,17 +19,12 @@ from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping, printable
 from rl_reasoner.hub import is_name
 from rl_reasoner.pipeline.run_folder import HASHES
-from rl_reasoner.publishing.origin import (
-    other_before,
-    published_origin,
-    stages_in_words,
-    teachers,
-)
 from rl_reasoner.recipe.data import FileData, RowSource, StageData, TaskData, data_sources
+from rl_reasoner.recipe.origin import published_origin, stages_in_words, teachers
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
-from rl_reasoner.report.first_screen import by_mode, cause_of
+from rl_reasoner.report.first_screen import by_mode, cause_of, ends_of, other_models
 from rl_reasoner.report.gain import explain_gain, mode_name, paired_words
 from rl_reasoner.report.hacking import hacking_alarms_of, verdicts_in_words
 from rl_reasoner.report.paired import add_paired_tests
@@ -55,7 +50,7 @@ def write_card(
     """
     found = add_paired_tests(read_run(run))
     lock = json_object(run / "lock.json")
-    two = _two_models(recipe, found)
+    two = other_models(found)
     parts = [
         _front_matter(recipe),
         f"# {printable(title)}",
@@ -129,24 +124,12 @@ def _parameters(weights: Sequence[Path]) -> int:
     return count
 
 
-def _two_models(recipe: Recipe, run: RunData) -> str:
-    """What is to be said where "before" and "after" are two models; else an empty string."""
-    before = other_before(recipe)
-    if before is None or not {"before", "after"} <= {e.name for e in run.evals}:
-        return ""
-    return (
-        f"The policy *before* comes from {before.name}, the one *after*, which is published, "
-        f"from {published_origin(recipe).name}: their difference is not a gain of one model."
-    )
-
-
 def _results(run: RunData, two: str) -> Iterator[str]:
     """A row for each set and mode: before, after, the change on the same problems.
 
     `two`: what to say first where these are two models.
     """
-    sets = {e.name: e.sets for e in run.evals}
-    before, after = sets.get("before", {}), sets.get("after", {})
+    before, after = ends_of(run)
     if not before and not after:
         return
     yield f"Accuracy with its 95% interval. {two}\n" if two else _ENDS
@@ -180,8 +163,7 @@ def _row(title: str, a: SetResult | None, b: SetResult | None) -> str:
 
 
 def _gain(run: RunData) -> Iterator[str]:
-    sets = {e.name: e.sets for e in run.evals}
-    before, after = sets.get("before", {}), sets.get("after", {})
+    before, after = ends_of(run)
     for base in dict.fromkeys(split_label(name)[0] for name in after):
         told = explain_gain(by_mode(before, base), by_mode(after, base), by=cause_of(run))
         if told:

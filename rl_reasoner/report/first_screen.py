@@ -7,6 +7,7 @@ which policy is kept? What is not there (no evaluation, no rows) has no card. Pu
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.formatting import (
     duration,
     p_value,
@@ -19,6 +20,8 @@ from rl_reasoner.evaluation.formatting import (
 from rl_reasoner.evaluation.labels import set_title, split_label
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.foreign import mapping, number, printable
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.origin import two_models
 from rl_reasoner.report.controls import headline_of, read_controls
 from rl_reasoner.report.gain import (
     Figures,
@@ -75,6 +78,16 @@ def ends_of(run: RunData) -> tuple[Mapping[str, SetResult], Mapping[str, SetResu
     return sets.get("before", {}), sets.get("after", {})
 
 
+def other_models(run: RunData) -> str:
+    """What is to be said where the ends are two models, whose difference is no gain; else ""."""
+    if not all(ends_of(run)):
+        return ""
+    try:
+        return two_models(load_recipe(str(run.folder / "recipe.yaml")))
+    except UserError:  # of another version, or damaged: see `RunData.unreadable`
+        return ""
+
+
 def by_mode(sets: Mapping[str, SetResult], base: str) -> Figures:
     """The figures of the set `base` by mode, "" first."""
     modes = {split_label(n)[1]: result for n, result in sets.items() if split_label(n)[0] == base}
@@ -92,10 +105,11 @@ def cause_of(run: RunData) -> str:
 def gains(run: RunData) -> Iterator[tuple[str, str]]:
     """(set, in words what became of its accuracy) of each set that was evaluated at both ends."""
     before, after = ends_of(run)
+    others = other_models(run)
     for base in dict.fromkeys(split_label(name)[0] for name in after):
         sides = by_mode(before, base), by_mode(after, base)
         if sentences := explain_gain(*sides, by=cause_of(run)):
-            yield base, " ".join(sentences)
+            yield base, others or " ".join(sentences)
 
 
 def move_chip(before: SetResult | None, after: SetResult | None) -> Element | None:
@@ -151,11 +165,13 @@ def _better(run: RunData) -> Element | None:
         figure = h("span", percent(result.accuracy), class_="big")
         under = h("span", f"{label} · {span(result.interval)}".rstrip(" ·"), class_="under")
         numbers.append(h("span", figure, under, class_=f"value {label}"))
-    last = shown[-1][1]
+    last, others = shown[-1][1], other_models(run)
+    question = "Did it get better?" if len(shown) == 2 else "How good is it?"
     greedy = "greedy " if last.temperature == 0 else ""
     measures = list(_measures(*(by_mode(sets, name) for sets in ends_of(run))))
     return _card(
-        "Did it get better?" if len(shown) == 2 else "How good is it?",
+        "How do two models compare?" if others else question,
+        h("p", others, class_="warning") if others else None,
         h("p", f"{set_title(name)} · {greedy}accuracy", class_="label"),
         h("p", *numbers, class_="numbers"),
         h("ul", [_measure(*each) for each in measures], class_="measures") if measures else None,
@@ -318,7 +334,7 @@ def _cause_card(run: RunData) -> Element | None:
     if name is None:
         return None
     before, after = (by_mode(sets, name) for sets in ends_of(run))
-    if "" not in before or "" not in after:
+    if "" not in before or "" not in after or other_models(run):
         return None
     sentences = explain_cause(before, after, by=cause_of(run))
     if not sentences:

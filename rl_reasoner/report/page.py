@@ -23,6 +23,7 @@ from rl_reasoner.report.first_screen import (
     ends_of,
     first_screen,
     move_chip,
+    other_models,
 )
 from rl_reasoner.report.gain import (
     Figures,
@@ -67,6 +68,7 @@ def build_page(run: RunData, live: Mapping[str, Any] | None = None) -> str:
 
 def _gain(run: RunData) -> Element | None:
     before, after = ends_of(run)
+    others = other_models(run)
     blocks, moves = [], set()
     for base in dict.fromkeys(split_label(name)[0] for name in after):
         first, last = by_mode(before, base), by_mode(after, base)
@@ -74,7 +76,7 @@ def _gain(run: RunData) -> Element | None:
             continue
         both = first.keys() & last.keys()
         if len(both) >= 2 or (first[""].lenient and last[""].lenient):
-            blocks.append(_gain_of_set(base, first, last, cause_of(run)))
+            blocks.append(_gain_of_set(base, first, last, cause_of(run), others))
             moves |= {moved(first[mode], last[mode]) for mode in both}
     if not blocks:
         return None
@@ -88,10 +90,12 @@ def _gain(run: RunData) -> Element | None:
         "lenient one is form."
     )
     heading = title.get(("rose" in moves, "fell" in moves), "What changed")
+    heading = "What the difference is" if others else heading
     return section("gain", heading, *blocks, note(meaning))
 
 
-def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element:
+def _gain_of_set(base: str, before: Figures, after: Figures, by: str, others: str) -> Element:
+    """The change on a set, by mode; `others` is said of it where the ends are two models."""
     rows: list[list[Child]] = []
     for mode in [m for m in before if m in after]:
         a, b = before[mode], after[mode]
@@ -109,7 +113,7 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str) -> Element
         lengths = [fixed(first.mean_length), fixed(last.mean_length)]
         more = signed(last.mean_length - first.mean_length)
         rows.append(["Mean length, tokens", *lengths, more, None, None])
-    headline, *sentences = explain_gain(before, after, by=by)
+    headline, *sentences = [others] if others else explain_gain(before, after, by=by)
     return h(
         "div",
         h("h3", set_title(base)),

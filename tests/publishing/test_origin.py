@@ -1,4 +1,4 @@
-"""The card of a recipe that trains several models: it describes the one that is published."""
+"""A recipe that trains several models: whom its card describes, and what is no gain of one."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,10 @@ from safetensors.numpy import save_file
 from rl_reasoner.audit import Audit
 from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.recipe import Recipe
-from support.report_runs import evaluation
+from rl_reasoner.report import write_report
+from rl_reasoner.report.first_screen import gains
+from rl_reasoner.report.run_data import read_run
+from support.report_runs import Parsed, evaluation
 
 ROWS = {"task": "modular", "count": 8}
 ZERO = {"kind": "grpo", "name": "zero", "steps": 2}
@@ -21,8 +24,8 @@ SAMPLES = {"kind": "sample", "name": "samples"}
 BY_SAMPLES = {"kind": "sft", "policy": "me/student", "steps": 4, "data": {"stage": "samples"}}
 
 
-def card_of(folder: Path, *stages: dict[str, Any]) -> str:
-    """The card of a run of these stages with twelve published weights, evaluated at both ends."""
+def run_of(folder: Path, *stages: dict[str, Any]) -> Recipe:
+    """A run of these stages, evaluated at both ends: its files, and its recipe."""
     fields = {"name": "chain", "policy": "me/base", "rewards": {"boxed": 1}}
     made = Recipe.model_validate(
         {**fields, "stages": [{"data": ROWS, **stage} for stage in stages]}
@@ -34,6 +37,12 @@ def card_of(folder: Path, *stages: dict[str, Any]) -> str:
     for name, greedy in (("before", 0.2), ("after", 0.8)):
         figures = json.dumps(evaluation(name, greedy, greedy, greedy))
         (folder / "evals" / f"{name}.json").write_text(figures, encoding="utf-8")
+    return made
+
+
+def card_of(folder: Path, *stages: dict[str, Any]) -> str:
+    """The card of a run of these stages with twelve published weights."""
+    made = run_of(folder, *stages)
     weights = folder / "model.safetensors"
     save_file({"one": np.zeros((2, 5), "float32"), "two": np.zeros(2, "float32")}, weights)
     return write_card(folder, made, Audit([]), "pub", [weights], records=True)
@@ -56,9 +65,29 @@ def test_a_student_is_described_by_its_own_policy_and_names_its_teacher(tmp_path
 
 def test_two_models_are_no_gain_of_one(tmp_path: Path) -> None:
     card = card_of(tmp_path, ZERO, STUDENT)
-    assert "*before* comes from `me/base`, the one *after*, which is published, from" in card
+    assert '"before" comes from `me/base`, the one "after", with which the run ends, from' in card
     assert "## What the gain is" not in card and "accuracy rose" not in card
     assert "20.0%" in card and "80.0%" in card, "the figures of both are there"
+
+
+def test_a_report_and_the_terminal_compare_two_models_and_explain_no_gain(tmp_path: Path) -> None:
+    run_of(tmp_path, ZERO, STUDENT)
+    page = Parsed(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "How do two models compare?" in page and "What the difference is" in page
+    assert "from `me/student`: their difference is not a gain of one model." in page
+    assert "20.0%" in page and "80.0%" in page, "the figures of both are there"
+    for claim in ("Did it get better?", "Skill or form?", "What the gain is", "accuracy rose"):
+        assert claim not in page
+    told = dict(gains(read_run(tmp_path)))
+    assert told and all("not a gain of one model" in words for words in told.values())
+
+
+def test_a_report_of_one_policy_explains_its_gain(tmp_path: Path) -> None:
+    run_of(tmp_path, {"kind": "sft", "steps": 1}, ZERO)
+    page = Parsed(write_report(tmp_path).read_text(encoding="utf-8")).text
+    for claim in ("Did it get better?", "Skill or form?", "What the gain is", "accuracy rose"):
+        assert claim in page
+    assert "two models" not in page
 
 
 def test_a_chain_of_one_policy_has_its_gain(tmp_path: Path) -> None:

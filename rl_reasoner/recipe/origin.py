@@ -1,4 +1,4 @@
-"""Where a published policy comes from: its model, the stages that led to it, who taught it.
+"""Where the policy that a recipe ends with comes from: its model, its stages, who taught it.
 
 A recipe can train several models: a student has a `policy` of its own, and the stages before it
 made its teacher. So what is published is followed back from the last stage that trains. Pure.
@@ -36,14 +36,19 @@ def published_origin(recipe: Recipe) -> Origin:
     return _made_by(recipe, trained[-1]) if trained else Origin(recipe.policy.source)
 
 
-def other_before(recipe: Recipe) -> Origin | None:
-    """Where the policy "before" comes from, if from another one than what is published.
+def two_models(recipe: Recipe) -> str:
+    """What is to be said where "before" and "after" are two models; else an empty string.
 
-    It is what the first grpo stage starts from, without one the first stage.
+    Before is what the first grpo stage starts from, without one the first stage.
     """
     first = next((s for s in recipe.stages if s.kind == "grpo"), recipe.stages[0])
-    before = _start_of(recipe, first)
-    return before if before.source != published_origin(recipe).source else None
+    before, after = _start_of(recipe, first), published_origin(recipe)
+    if before.source == after.source:
+        return ""
+    return (
+        f'The policy "before" comes from {before.name}, the one "after", with which the run ends, '
+        f"from {after.name}: their difference is not a gain of one model."
+    )
 
 
 def stages_in_words(recipe: Recipe) -> tuple[str, str]:
