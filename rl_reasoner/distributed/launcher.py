@@ -24,7 +24,7 @@ from subprocess import CalledProcessError
 from types import FrameType
 from typing import Any
 
-from rl_reasoner.distributed.processes import LOST, is_main, note_run
+from rl_reasoner.distributed.processes import LOST, is_main, leave_terminal, note_run
 from rl_reasoner.distributed.threads import share_cores
 from rl_reasoner.errors import RunStopped, UserError, first_line
 from rl_reasoner.paths import LAUNCH
@@ -36,7 +36,8 @@ _LAUNCHER = "RL_REASONER_LAUNCHER"  # its process
 _OF_TORCH = "TORCHELASTIC_RUN_ID"  # what torch's launcher gives its processes
 _ASKED = "asked"  # the file in the job's folder that says: its launcher was sent a signal
 _AGAIN = "again"  # and: Ctrl-C came once more, stop at once
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_STOPPED = {LOST, INTERRUPTED, -signal.SIGTERM, -signal.SIGHUP}  # codes of who was asked to
 _LOOK_S = 0.1  # between two looks at whether the processes have ended
 _PR_SET_PDEATHSIG = 1
 _parent: list[int] = []  # the process that started this one, where `follow_launcher` was called
@@ -158,7 +159,7 @@ def _ends(how: str, command: Sequence[str], folder: Path) -> dict[int, int]:
         except ChildFailedError as failed:
             first = sorted(failed.failures.items(), key=lambda item: item[1].timestamp)
             ends = {number: failure.exitcode for number, failure in first}
-            if supervision.asked and {*ends.values()} <= {LOST, INTERRUPTED, -signal.SIGTERM}:
+            if supervision.asked and {*ends.values()} <= _STOPPED:
                 raise JobInterrupted from failed
             return ends
         except CalledProcessError as failed:  # accelerate's one process, which has said why
@@ -261,10 +262,13 @@ class _Supervision:
     def _listen(self) -> None:
         """Take the signals back from torch, which has just set its own handlers."""
         for number in _SIGNALS:
+            ignored = self._before[number] is signal.SIG_IGN  # by nohup, which torch overrides
             with suppress(ValueError):  # not the main thread: the caller's own handlers hold
-                signal.signal(number, self._pass_on)
+                signal.signal(number, signal.SIG_IGN if ignored else self._pass_on)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         self._interrupts += number == signal.SIGINT
         if self.asked and number == signal.SIGINT:
             (self._folder / _AGAIN).touch()
@@ -287,7 +291,7 @@ class _Supervision:
 
     def _failed(self) -> bool:
         codes = [process.poll() for context in self._contexts for _, process in _all(context)]
-        return not {*codes} <= {None, 0, INTERRUPTED, LOST, -signal.SIGINT, -signal.SIGTERM}
+        return not {*codes} <= {None, 0, -signal.SIGINT, *_STOPPED}
 
     def _running(self) -> Iterator[Any]:
         for context in self._contexts:

@@ -21,6 +21,7 @@ import os
 import secrets
 import selectors
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -160,6 +161,15 @@ def exit_process(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def leave_terminal() -> None:
+    """Write nowhere from now on, where it was to a terminal: one that is gone fails each write."""
+    with Path(os.devnull).open("wb") as nowhere:
+        for stream in (1, 2):
+            with suppress(OSError):
+                if stat.S_ISCHR(os.fstat(stream).st_mode):
+                    os.dup2(nowhere.fileno(), stream)
 
 
 # ------------------------------------------------------------------------------- other hosts

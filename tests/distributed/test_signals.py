@@ -41,13 +41,13 @@ SLOW = SLOW.replace(
 class Job:
     """`train --launch 2` in the middle of its second step, a long one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *before: str) -> None:
         self.folder, self.run = folder, folder / "run"
         made = recipe(folder, grpo(steps=9), source=SLOW, evals={"sets": []})
         (folder / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
         given = ["train", str(folder / "recipe.yaml"), "--launch", "2"]
         self.launcher = subprocess.Popen(
-            [sys.executable, "-c", IMPATIENT, *given],
+            [*before, sys.executable, "-c", IMPATIENT, *given],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=(folder / "stderr").open("w"),
@@ -87,8 +87,9 @@ def alive(process: int) -> bool:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
-    started = Job(tmp_path)
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
+    """A job; a parameter is what stands before its command."""
+    started = Job(tmp_path, *getattr(request, "param", ()))
     yield started
     started.launcher.kill()
     for process in (started.process(0), started.process(1)):
@@ -97,15 +98,30 @@ def job(tmp_path: Path) -> Iterator[Job]:
     started.launcher.wait()
 
 
-@pytest.mark.slow
-def test_a_step_longer_than_torch_waits_is_waited_for(job: Job) -> None:
-    job.launcher.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.matrix),
+    ],
+)
+def test_a_step_longer_than_torch_waits_is_waited_for(job: Job, number: signal.Signals) -> None:
+    job.launcher.send_signal(number)
     assert job.launcher.wait(120) == 130
     assert len(job.checkpoints()) == 1
     assert (
         f"interrupted; continue with: rl-reasoner train --resume {job.run} --launch 2" in job.said()
     )
     assert job.said().count("interrupted;") == 1 and "death signal" not in job.said()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("job", [("nohup",)], indirect=True)
+def test_under_nohup_a_terminal_that_closes_stops_nothing(job: Job) -> None:
+    job.launcher.send_signal(signal.SIGHUP)
+    (job.folder / "slow").unlink()
+    assert job.launcher.wait(120) == 0
+    assert (job.run / "report.html").is_file()
 
 
 @pytest.mark.matrix

@@ -1,9 +1,11 @@
-"""Being asked to stop: Ctrl-C, a pre-emption, the end of a time slot.
+"""Being asked to stop: Ctrl-C, a pre-emption, the end of a time slot, a lost terminal.
 
-SIGINT asks for a stop after the step; once more stops at once. SIGTERM and SIGUSR1, which
-schedulers send before they take the machine away, ask for the same, but do not wait longer than a
-grace period: then the step is given up, and the checkpoint is that of the step before
-(`faults.LastStep`). Outside of a training step every signal stops at once: nothing is lost there.
+SIGINT asks for a stop after the step; once more stops at once. So does SIGHUP, which comes when a
+terminal closes, unless it is ignored (`nohup`); what is written to the terminal then goes nowhere.
+SIGTERM and SIGUSR1, which schedulers send before they take the machine away, ask for the same, but
+do not wait longer than a grace period: then the step is given up, and the checkpoint is that of the
+step before (`faults.LastStep`). Outside of a training step every signal stops at once: nothing is
+lost there.
 """
 
 import signal
@@ -46,6 +48,8 @@ class Stop:
             signal.SIGUSR1: self._taken_away,
             signal.SIGALRM: self._out_of_time,
         }
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self._hung_up
         for number, handler in handlers.items():
             try:
                 self._before[number] = signal.signal(number, handler)
@@ -64,6 +68,10 @@ class Stop:
         self.asked = True
         if not launcher.peer_ended():  # the launcher says what ended the job
             self.note("stopping after this step; interrupt again to stop at once")
+
+    def _hung_up(self, number: int, frame: FrameType | None) -> None:
+        processes.leave_terminal()
+        self._asked(number, frame)
 
     def _taken_away(self, number: int, frame: FrameType | None) -> None:
         self._asked(number, frame)

@@ -1,0 +1,51 @@
+"""The terminal closes under a run: a lost connection, a window that is shut."""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl_reasoner import train
+from rl_reasoner.pipeline.run_folder import RunFolder
+from support.tiny import REWARD, grpo, recipe, rows, same
+
+# Has the terminal at its standard input as its own, as a shell's commands have.
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "rl_reasoner.cli", "train", sys.argv[1]])
+"""
+SLOW = REWARD.replace("from rl_reasoner", "import time\n\nfrom rl_reasoner", 1).replace(
+    "    if answer", "    time.sleep(0.05)\n    if answer"
+)
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_closes_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    made = recipe(tmp_path, grpo(steps=6), source=SLOW, evals={"sets": ()})
+    (tmp_path / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
+    outer, inner = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWN_TERMINAL, str(tmp_path / "recipe.yaml")],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), inner),
+        start_new_session=True,
+    )
+    os.close(inner)
+    stage = tmp_path / "run/stages/1-grpo"
+    while process.poll() is None and not (stage / "metrics.jsonl").is_file():
+        if select.select([outer], [], [], 0.05)[0]:
+            os.read(outer, 65536)
+    os.close(outer)
+    assert process.wait(120) == 130
+    done = len(rows(stage / "metrics.jsonl"))
+    assert 0 < done < 6
+    assert (stage / f"checkpoints/checkpoint-{done}/checksums.json").is_file()
+    run, saved = RunFolder.reopen(tmp_path / "run")
+    run.release()
+    resumed = train(saved, resume=tmp_path / "run", quiet=True)
+    (tmp_path / "whole").mkdir()
+    whole = train(recipe(tmp_path / "whole", grpo(steps=6), evals={"sets": ()}), quiet=True)
+    assert same(resumed.folder / "policy", whole.folder / "policy")
