@@ -77,13 +77,15 @@ def _between(head: str) -> str:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    from datasets import Dataset
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        yield from Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow's and datasets' own errors share no base class
-        cause = error.__cause__ or error
-        raise UserError(f"{path}: not Parquet: {first_line(cause)}") from error
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{path}: not Parquet: {first_line(error)}") from error
 
 
 def _saved_rows(path: Path, split: str) -> Iterator[Row]:

@@ -9,8 +9,11 @@ import json
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +115,26 @@ def _mixed(data: MixData) -> list[Row]:
     if all(weights):
         sizes = [total * (weight or 0.0) / sum(w or 0.0 for w in weights) for weight in weights]
         counts = [max(1, round(size)) for size in sizes]
+    files = {Path(source.path) for source in data.mix if isinstance(source, FileData)}
     rows: list[Row] = []
     for number, (source, part, count) in enumerate(zip(data.mix, parts, counts, strict=True)):
-        named = {"task": Path(source.path).stem} if isinstance(source, FileData) else {}
+        name = _task_of(Path(source.path), files) if isinstance(source, FileData) else ""
         rest = random.Random(f"mix|{number}").sample(part, count % len(part))
-        rows += [named | row for row in (*part * (count // len(part)), *rest)]
+        drawn = (*part * (count // len(part)), *rest)
+        named = [row | {"task": name} if _is_blank(row.get("task")) else row for row in drawn]
+        rows += named if name else drawn
     names = dict.fromkeys(name for row in rows for name in row)
     return [dict.fromkeys(names) | row for row in rows]
+
+
+def _task_of(path: Path, files: Collection[Path]) -> str:
+    """The task that a file of a mix is: its name, with as many of its folders as tell it apart."""
+    others = [one.with_suffix("").parts for one in files if one != path]
+    own = path.with_suffix("").parts
+    for length in range(1, len(own) + 1):
+        if all(other[-length:] != own[-length:] for other in others):
+            return "/".join(own[-length:])
+    return str(path)  # but for its ending it is called as another one
 
 
 def _file_rows(data: FileData) -> list[Row]:
@@ -277,7 +293,7 @@ def _with_tests(row: Row) -> Row:
 
 def _read(given: Row) -> Row:
     """The row with its settings as JSON has them: cells of a CSV are texts, and gaps may be NaN."""
-    row = {name: None if _is_nan(value) else value for name, value in given.items()}
+    row = {name: None if _is_nan(value) else _plain(value) for name, value in given.items()}
     for name in ("rewards", "max_tokens"):
         value = row.get(name)
         if isinstance(value, str):
@@ -285,6 +301,26 @@ def _read(given: Row) -> Row:
         if name == "max_tokens" and isinstance(value, float) and value.is_integer():
             row[name] = int(value)  # a column with gaps holds no whole numbers
     return row
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has one: Parquet's dates and decimals become texts.
+
+    Bytes are the text that they hold, else their base64.
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+        return b64encode(value).decode("ascii")
+    return str(value) if isinstance(value, (Decimal, timedelta)) else value
 
 
 def _from_json(cell: str) -> Any:

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -25,7 +26,7 @@ from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
 from rl_reasoner.recipe.flag_habits import habit_hint
 from rl_reasoner.recipe.locations import FieldPath, model_in, validate
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path, note_old_name
-from rl_reasoner.recipe.recipe import EvalOverrides, Recipe, RecipeLoader, RewardSpec
+from rl_reasoner.recipe.recipe import EvalOverrides, Evals, Recipe, RecipeLoader, RewardSpec
 from rl_reasoner.recipe.stages import (
     DistillStage,
     FilterStage,
@@ -51,7 +52,7 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
     """
     if not flags:
         return recipe
-    data = recipe.model_dump(mode="json")
+    data = _with_sets(recipe.model_dump(mode="json"), flags)
     settings: list[tuple[FieldPath, Any, str, bool]] = []
     problems: list[str] = []
     for flag, text in _pairs(flags):
@@ -84,10 +85,20 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
 
 def flag_places(recipe: Recipe, flags: Sequence[str]) -> dict[FieldPath, str]:
     """The path into `recipe` of every field that `flags` set -> the flag, as it is spelled."""
-    data = recipe.model_dump(mode="json")
+    data = _with_sets(recipe.model_dump(mode="json"), flags)
     given = [(_resolve(data, flag)[0], _spelled(flag, text)) for flag, text in _pairs(flags)]
     given.sort(key=lambda one: len(one[0]) == 1)  # as they are applied: one stage's own is last
     return {path: spelled for paths, spelled in given for path in paths}
+
+
+def _with_sets(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """The dumped recipe with the sets that a flag names: flags for one of them may stand before."""
+    for flag, text in _pairs(flags):
+        if flag == "evals.sets":
+            with suppress(UserError):  # told when the flag is applied
+                named = _read(flag, text, Evals.model_fields["sets"].annotation)
+                data["evals"]["sets"] = named if isinstance(named, list) else []
+    return data
 
 
 def _spelled(flag: str, text: str | None) -> str:
@@ -143,17 +154,19 @@ def _meant(value: Any, annotation: Any) -> Any:
 def _open_to_another(recipe: Recipe, data: dict[str, Any], number: int) -> None:
     """Take out of a stage's loss what it has by default or by its algorithm: another sets it.
 
-    What the recipe says itself stays.
+    What the recipe says itself stays. A run's recipe says all that there was in its version: there
+    a default is no wish.
     """
     stage = recipe.stages[number]
     if not isinstance(stage, GrpoStage):  # it has no such field: told later
         return
     named, said = stage.loss.algorithm, stage.loss.model_fields_set
     by_itself = Loss(algorithm=named)
+    compared = named or len(said) > len(Loss.model_fields) / 2
     data["stages"][number]["loss"] = {
         name: value
         for name, value in stage.loss.model_dump(mode="json").items()
-        if name in said and (not named or getattr(stage.loss, name) != getattr(by_itself, name))
+        if name in said and not (compared and value == getattr(by_itself, name))
     }
 
 
@@ -234,7 +247,7 @@ def _parts(data: dict[str, Any], flag: str) -> list[str]:
     for above, names in (("rewards.", [*data["rewards"]]), ("evals.overrides.", sets)):
         rest = flag.removeprefix(above)
         if rest != flag:
-            new = re.match(r"[^:]+\.py:\w+", rest)  # a reward that the recipe does not have yet
+            new = re.match(r"[^:]+:\w+", rest)  # a reward that the recipe does not have yet
             names += [new[0]] if new and above == "rewards." else []
             for name in sorted(names, key=len, reverse=True):
                 if f"{rest}.".startswith(f"{name}."):

@@ -64,7 +64,7 @@ def read_recipe(reference: str, flags: Sequence[str] = ()) -> tuple[Recipe, Loca
     path = find_recipe(reference)
     if path.suffix == ".py":
         plain = run_script(path)
-        places = dict(python_places(path.read_text(encoding="utf-8"), str(path)))
+        places = dict(python_places(path))
     else:
         data, read = read_yaml(path)
         plain, places = validate(data, read, str(path)), dict(read)
@@ -90,19 +90,18 @@ def run_script(path: Path) -> Recipe:
     try:
         script = runpy.run_path(str(path), run_name="rl_reasoner_recipe")
         if not callable(script.get("recipe")):
-            rewards = "@reward" in path.read_text(encoding="utf-8")
+            rewards = b"@reward" in path.read_bytes()
             hint = f"; a reward in it is named {path}:NAME" if rewards else ""
             raise UserError(f"{path} has no function `recipe()` that returns a Recipe{hint}")
         recipe = script["recipe"]()
     except UserError:
         raise
     except ValidationError as error:
-        text = path.read_text(encoding="utf-8")
-        raise user_error(error, python_places(text, str(path)), str(path)) from None
+        raise user_error(error, python_places(path), str(path)) from None
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"
         raise UserError(f"{place}: syntax error: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [f":{f.lineno}" for f in extract_tb(error.__traceback__) if f.filename == str(path)]
         place = f"{path}{lines[-1] if lines else ''}"
         raise UserError(f"{place}: {type(error).__name__}: {error}") from error

@@ -118,14 +118,14 @@ def _yaml_places(
             yield from _yaml_places(item, (*at, index), source)
 
 
-def python_places(text: str, source: str) -> Places:
+def python_places(script: Path) -> Places:
     """The `file:line` of every field written in the `Recipe(...)` call of a script."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(script.read_bytes())):  # with a mark or an encoding, as Python
         if isinstance(node, ast.Call) and "Recipe" in (
             getattr(node.func, "id", ""),  # Recipe(...)
             getattr(node.func, "attr", ""),  # rl_reasoner.Recipe(...)
         ):
-            return _current(_python_places(node, (), source))
+            return _current(_python_places(node, (), str(script)))
     return {}
 
 

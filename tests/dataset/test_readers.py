@@ -1,9 +1,13 @@
 """Files of rows: every form opens, and what is wrong is told once, with its place."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -127,3 +131,33 @@ def test_an_evaluation_of_rows_without_an_answer_is_refused_before_it_samples(
     ended = cli("eval", "scratch:dense-tiny", "--sets", "a.jsonl", "--max-tokens", "4")
     assert ended.code == 2
     assert "reward 'math_answer' needs the column 'answer'; the rows have" in ended.err
+
+
+def test_values_of_parquet_are_those_of_json(tmp_path: Path) -> None:
+    """Whatever a later stage or a worker does with rows, it writes them as JSON."""
+    when = datetime(2024, 1, 2, 3)
+    inner = {"at": [when], "raw": b"\xff\xfe", "text": "plain"}
+    row = {"problem": b"1+1=", "answer": Decimal("2.50"), "when": when, "info": inner}
+    file = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist([row]), file)
+    [loaded] = load(file)
+    assert loaded == {
+        "problem": "1+1=",
+        "answer": "2.50",
+        "when": "2024-01-02T03:00:00",
+        "info": {"at": ["2024-01-02T03:00:00"], "raw": "//4=", "text": "plain"},
+    }
+    assert json.loads(json.dumps(loaded)) == loaded
+
+
+def test_parquet_needs_no_cache_and_may_be_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/proc/none")
+    file = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist(ROWS), file)
+    assert load(file) == ROWS
+    parquet.write_table(arrow.Table.from_pylist(ROWS).slice(0, 0), file)
+    assert refused(file) == ["a.parquet is empty: there is no row in it"]
+    file.write_bytes(b"PAR1 and no more")
+    assert refused(file)[0].startswith("a.parquet: not Parquet: ")

@@ -2,6 +2,7 @@
 
 import shlex
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,26 @@ def test_what_is_said_holds_also_where_it_is_the_default(
     said = stage.model_copy(update={"loss": Loss.model_validate(loss)})
     changed = apply_flags(two.model_copy(update={"stages": (*two.stages[:-1], said)}), flags)
     assert getattr(changed.stages[-1].loss, field) == value  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS])
+def test_an_algorithm_means_the_same_for_a_run_as_for_its_recipe(
+    two: Recipe, tmp_path: Path, name: str
+) -> None:
+    """A run's recipe has every field written down: a default there is no wish."""
+    (tmp_path / "recipe.yaml").write_text(two.to_yaml(), encoding="utf-8")
+    (tmp_path / "lock.json").write_text("{}", encoding="utf-8")
+    flags = ["--loss.algorithm", name]
+    own = apply_flags(two, flags)
+    of_run = load_recipe(str(tmp_path / "recipe.yaml"), flags)
+    assert of_run.stages == own.stages
+
+
+def test_names_with_dots_are_found_before_they_are_in_the_recipe(two: Recipe) -> None:
+    flags = ["--evals.overrides.my.jsonl.template", "boxed", "--evals.sets", "my.jsonl,b.jsonl"]
+    for given in (flags, [*flags[2:], *flags[:2]]):
+        evals = apply_flags(two, given).evals
+        assert evals.sets == ("my.jsonl", "b.jsonl")
+        assert evals.overrides["my.jsonl"].template == "boxed"
+    changed = apply_flags(two, ["--rewards.pkg.mine:short", "2"])
+    assert changed.rewards["pkg.mine:short"].weight == 2

@@ -1,0 +1,57 @@
+"""A mix of files: which task each row is of."""
+
+from pathlib import Path
+
+import pytest
+
+from rl_reasoner.dataset.levels import levels_of
+from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.recipe.data import MixData
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("names", "tasks"),
+    [
+        (("a/train.jsonl", "b/train.jsonl"), ["a/train", "b/train"]),
+        (("x/a/train.jsonl", "y/a/train.jsonl"), ["x/a/train", "y/a/train"]),
+        (("a/train.jsonl", "b/test.jsonl"), ["train", "test"]),
+        (("a/train.jsonl", "a/train.jsonl"), ["train", "train"]),
+    ],
+)
+def test_files_called_alike_are_tasks_of_their_own(
+    tmp_path: Path, names: tuple[str, ...], tasks: list[str]
+) -> None:
+    text = '{"problem": "1+1", "answer": "2", "level": 0}\n'
+    files = [written(tmp_path, name, text) for name in names]
+    rows = load_rows(MixData.model_validate({"mix": files}))
+    assert [row["task"] for row in rows] == tasks
+
+
+def test_their_levels_are_levels_of_their_own(tmp_path: Path) -> None:
+    text = '{"problem": "1+1", "answer": "2", "level": 0}\n'
+    files = [written(tmp_path, f"{name}/train.jsonl", text) for name in "ab"]
+    levels = levels_of(load_rows(MixData.model_validate({"mix": files})))
+    assert levels.names == ("a/train/0", "b/train/0") and levels.of_rows == (0, 1)
+
+
+def test_files_that_differ_in_their_ending_alone_are_two_tasks(tmp_path: Path) -> None:
+    files = [
+        written(tmp_path, "t.jsonl", '{"problem": "1+1", "answer": "2"}\n'),
+        written(tmp_path, "t.csv", "problem,answer\n1+2,3\n"),
+    ]
+    rows = load_rows(MixData.model_validate({"mix": files}))
+    assert [row["task"] for row in rows] == files
+
+
+def test_a_blank_task_is_the_files(tmp_path: Path) -> None:
+    own = written(tmp_path, "own.csv", "problem,answer,task\n1+1,2,\n1+2,3,sums\n")
+    other = written(tmp_path, "other.csv", "problem,answer\n2+2,4\n")
+    rows = load_rows(MixData.model_validate({"mix": [own, other]}))
+    assert [row["task"] for row in rows] == ["own", "sums", "other"]
