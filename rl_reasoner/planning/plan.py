@@ -10,6 +10,7 @@ from rl_reasoner.planning.load import StepLoad, load_of_step
 from rl_reasoner.planning.shapes import Shape, shape_of
 from rl_reasoner.planning.step_memory import FIT, breaks, memory, phases
 from rl_reasoner.planning.step_time import seconds
+from rl_reasoner.recipe.origin import starting_origin
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 
@@ -71,25 +72,29 @@ class Plan:
 
 
 def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
-    """A plan for every grpo stage of `recipe`; `servers`: GPUs of its vLLM server (`load_of_step`).
+    """A plan for every grpo stage that `recipe` trains, with the shape of the model it trains.
 
+    `servers`: GPUs of its vLLM server (`load_of_step`).
     `gpu` is a name of `GPUS`, or "cpu": one process on this machine, whose constants are measured
     the first time (`processors`). Raises `UserError` for a GPU without a data sheet, a recipe
-    without a grpo stage, groups that do not divide among the GPUs, what no CPU is planned for.
+    without a grpo stage to train, groups that do not divide among the GPUs, what no CPU is planned
+    for.
     """
     if gpu not in (*GPUS, CPU):
         raise unknown("GPU", gpu, [*GPUS, CPU])
-    stages = [stage for stage in recipe.stages if isinstance(stage, GrpoStage)]
+    stages = [s for s in recipe.stages if isinstance(s, GrpoStage) and s.reuse is None]
     if not stages:
-        raise UserError("only grpo stages are planned, and the recipe has none")
+        raise UserError("only grpo stages that are trained are planned, and the recipe has none")
     if gpu == CPU:
         _check_cpu(recipe, stages, gpus)
     if servers and not any(stage.vllm and stage.vllm.mode == "server" for stage in stages):
         raise UserError(f"--server-gpus {servers}: the recipe has no vLLM server (--vllm.mode)")
-    shape = shape_of(recipe.policy.source, recipe.policy.lora)
+    sources = [starting_origin(recipe, stage).source for stage in stages]
+    shapes = {source: shape_of(source, recipe.policy.lora) for source in dict.fromkeys(sources)}
     sheet = _of_cpu() if gpu == CPU else GPUS[gpu]
     plans = []
-    for stage in stages:
+    for stage, source in zip(stages, sources, strict=True):
+        shape = shapes[source]
         load = load_of_step(recipe, stage, gpus, shape, sheet, servers)
         parts = memory(shape, load, sheet)
         if gpu == CPU:

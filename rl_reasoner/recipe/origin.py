@@ -36,13 +36,20 @@ def published_origin(recipe: Recipe) -> Origin:
     return _made_by(recipe, trained[-1]) if trained else Origin(recipe.policy.source)
 
 
+def starting_origin(recipe: Recipe, stage: Stage) -> Origin:
+    """Where the policy that `stage` starts from, or samples, comes from."""
+    if (name := recipe.start_of(stage)) is None:
+        return Origin(getattr(stage, "policy", None) or recipe.policy.source)
+    return _made_by(recipe, next(one for one in recipe.stages if one.name == name))
+
+
 def two_models(recipe: Recipe) -> str:
     """What is to be said where "before" and "after" are two models; else an empty string.
 
     Before is what the first grpo stage starts from, without one the first stage.
     """
     first = next((s for s in recipe.stages if s.kind == "grpo"), recipe.stages[0])
-    before, after = _start_of(recipe, first), published_origin(recipe)
+    before, after = starting_origin(recipe, first), published_origin(recipe)
     if before.source == after.source:
         return ""
     return (
@@ -70,7 +77,7 @@ def teachers(recipe: Recipe) -> Iterator[str]:
             teacher = Origin(stage.teacher) if known is None else _made_by(recipe, known)
             yield f"The teacher of stage {stage.name} is {_policy_in_words(teacher)}."
         elif isinstance(stage, SampleStage):
-            sampled = _start_of(recipe, stage)
+            sampled = starting_origin(recipe, stage)
             if sampled.source != own.source:
                 yield f"The samples of stage {stage.name} are of {_policy_in_words(sampled)}."
 
@@ -79,15 +86,8 @@ def _made_by(recipe: Recipe, stage: Stage) -> Origin:
     """Where the policy that `stage` makes comes from."""
     if stage.reuse is not None:
         return Origin(stage.reuse, reused=True, stages=(stage,))
-    start = _start_of(recipe, stage)
+    start = starting_origin(recipe, stage)
     return Origin(start.source, start.reused, (*start.stages, stage))
-
-
-def _start_of(recipe: Recipe, stage: Stage) -> Origin:
-    """Where the policy that `stage` starts from, or samples, comes from."""
-    if (name := recipe.start_of(stage)) is None:
-        return Origin(getattr(stage, "policy", None) or recipe.policy.source)
-    return _made_by(recipe, next(one for one in recipe.stages if one.name == name))
 
 
 def _leading(recipe: Recipe) -> set[str]:

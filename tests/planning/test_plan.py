@@ -1,11 +1,12 @@
 """The planner against published runs, and its answers to a recipe."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rl_reasoner import cli
+from rl_reasoner import cli, open_policy
 from rl_reasoner.cli.dispatch import parse_verb
 from rl_reasoner.errors import UserError
 from rl_reasoner.planning.gpus import GPUS
@@ -16,7 +17,7 @@ from rl_reasoner.planning.step_memory import breaks, memory
 from rl_reasoner.planning.step_time import seconds
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Lora
-from support.tiny import grpo, recipe
+from support.tiny import grpo, recipe, sft
 
 # From the models' cards: parameters, active ones, layers, width, vocabulary, bytes a token's cache.
 LLAMA_8B = Shape(8.03e9, 8.03e9, 32, 4096, 128_256, 4 * 32 * 8 * 128)
@@ -125,6 +126,32 @@ def test_mistakes_in_a_plan_are_said(tmp_path: Any) -> None:
         plan(made, 4, "H100", servers=8)
 
 
+def test_each_stage_is_planned_with_the_model_that_it_trains(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    stages = [
+        grpo(name="teacher_rl"),
+        sft(name="student_base", policy="scratch:dense-tiny"),
+        grpo(name="student_rl"),
+        grpo(name="teacher_again", start="teacher_rl"),
+        grpo(name="kept", reuse=str(kept)),
+        grpo(name="behind_it"),
+    ]
+    open_policy("scratch:deepseek-tiny").save(kept)
+    sources = {
+        "teacher_rl": "scratch:moe-tiny",
+        "student_rl": "scratch:dense-tiny",
+        "teacher_again": "scratch:moe-tiny",
+        "behind_it": "scratch:deepseek-tiny",
+    }
+    found = {one.stage: one.shape for one in plan(recipe(tmp_path, *stages), 1, "H100")}
+    assert found == {stage: shape_of(source) for stage, source in sources.items()}
+
+
+def test_a_recipe_that_trains_no_grpo_stage_is_not_planned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the recipe has none"):
+        plan(recipe(tmp_path, sft(), grpo(reuse=str(tmp_path))), 1, "H100")
+
+
 # --------------------------------------------------------------------- policies, by their configs
 
 
@@ -149,7 +176,6 @@ def test_known_policies_have_the_parameters_of_their_cards(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scratch:dense-tiny", "scratch:moe-tiny"])
 def test_an_adapter_has_the_parameters_that_training_puts_on(name: str) -> None:
-    from rl_reasoner import open_policy
     from rl_reasoner.policy.lora import add_lora
 
     lora = Lora(rank=4)
