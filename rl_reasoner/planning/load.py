@@ -65,7 +65,7 @@ def load_of_step(
     servers: int = 0,
     a: Assumed = ASSUMED,
 ) -> StepLoad:
-    """A step of `stage` on so many GPUs; raises `UserError` where its groups do not divide.
+    """A step of `stage` on so many GPUs; raises `UserError` where groups or engines do not divide.
 
     `servers` are the GPUs of a vLLM server, where the stage has one: 0 means as many as train.
     """
@@ -78,6 +78,11 @@ def load_of_step(
     rows = group.size * group.prompts
     own = rows // gpus
     beside = vllm if vllm and vllm.mode == "colocate" else None
+    if beside and gpus % beside.gpus:
+        raise UserError(
+            f"stage {stage.name}: {gpus} GPUs are not a multiple of vllm.gpus {beside.gpus}: each "
+            "engine has as many"
+        )
     servers = (servers or gpus) if vllm and not beside else 0
     parallel = recipe.run.parallel
     return StepLoad(

@@ -102,16 +102,23 @@ def shape_of(source: str, lora: Lora | None = None) -> Shape:
     from transformers import AutoModelForCausalLM
 
     from rl_reasoner.moe.experts import parameter_counts
+    from rl_reasoner.policy.opening import reason_of
 
-    config = _config(source)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        config = _config(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         total, active = parameter_counts(model)
-        adapter = _adapter_parameters(model, lora) if lora else 0.0
-    text = config.get_text_config()
-    layers = int(text.num_hidden_layers)
-    cache = 2.0 * layers * _cache_width(text)
-    return Shape(total, active, layers, text.hidden_size, text.vocab_size, cache, adapter)
+        text = config.get_text_config()
+        layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
+        cache = 2.0 * layers * _cache_width(text)
+    except UserError:
+        raise
+    except Exception as error:  # a model's class may raise anything at sizes that cannot be
+        told = f"{source}: no configuration to plan with ({reason_of(error)})"
+        raise UserError(told) from error
+    adapter = _adapter_parameters(model, lora) if lora else 0.0
+    return Shape(total, active, layers, hidden, vocabulary, cache, adapter)
 
 
 def _config(source: str) -> Any:
@@ -120,7 +127,7 @@ def _config(source: str) -> Any:
 
     from rl_reasoner.policy.gguf import gguf_config
     from rl_reasoner.policy.names import locate
-    from rl_reasoner.policy.opening import UNREADABLE, load_config, open_policy, reason_of
+    from rl_reasoner.policy.opening import load_config, open_policy
 
     if source.startswith("scratch:"):
         return open_policy(source, device="cpu").model.config
@@ -128,20 +135,19 @@ def _config(source: str) -> Any:
         return AutoConfig.for_model(**published)
     if source.endswith(".gguf"):
         return gguf_config(Path(source).expanduser())
-    try:
-        with locate(source) as path:
-            return load_config(path)
-    except UNREADABLE as error:
-        raise UserError(f"{source}: no configuration to plan with ({reason_of(error)})") from error
+    with locate(source) as path:
+        return load_config(path)
 
 
 def _adapter_parameters(model: Any, lora: Lora) -> float:
     """Parameters of the adapter that training would put on `model`."""
+    import torch
     from peft import get_peft_model
 
     from rl_reasoner.policy.lora import adapter_config
 
-    adapted = get_peft_model(model, adapter_config(model, lora))
+    with torch.device("meta"):
+        adapted = get_peft_model(model, adapter_config(model, lora))
     return float(sum(p.numel() for p in adapted.parameters() if p.requires_grad))
 
 

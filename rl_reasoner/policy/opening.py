@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +34,15 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import scratch_policy
 
 # What the readers of a policy's files raise for files that are damaged, or not of their kind.
-UNREADABLE = (OSError, ValueError, KeyError, ImportError, RecursionError, SafetensorError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    RecursionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def quiet_libraries() -> None:
@@ -165,7 +174,11 @@ def _merge_shards(folder: Path) -> PreTrainedModel:
 
 
 def reason_of(error: BaseException) -> str:
-    """What was wrong with a policy's files, without transformers' advice to run their code."""
+    """What was wrong with a policy's files, without transformers' advice to run their code.
+
+    Where its first line only says which check failed, what the check said.
+    """
     if "trust_remote_code" in str(error):
         return "it comes with its own code, which is never run: a policy is weights and tokenizer"
-    return first_line(error)
+    told = first_line(error)
+    return first_line(error.__cause__) if told.endswith(":") and error.__cause__ else told

@@ -126,6 +126,18 @@ def test_mistakes_in_a_plan_are_said(tmp_path: Any) -> None:
         plan(made, 4, "H100", servers=8)
 
 
+@pytest.mark.parametrize(("gpus", "engine"), [(1, 4), (8, 3), (8, 16)])
+def test_engines_that_do_not_divide_among_the_gpus_are_refused(
+    tmp_path: Path, gpus: int, engine: int
+) -> None:
+    said = f"stage grpo: {gpus} GPUs are not a multiple of vllm.gpus {engine}"
+    group = {"size": 8, "prompts": 16}
+    with pytest.raises(UserError, match=said):
+        plan(recipe(tmp_path, grpo(group=group, vllm={"gpus": engine})), gpus, "H100")
+    [four] = plan(recipe(tmp_path, grpo(group=group, vllm={"gpus": 4})), 8, "H100")
+    assert four.load.engine == 4
+
+
 def test_each_stage_is_planned_with_the_model_that_it_trains(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     stages = [
@@ -172,6 +184,27 @@ def test_known_policies_have_the_parameters_of_their_cards(name: str) -> None:
     shape = shape_of(name)
     assert shape.total == pytest.approx(total, rel=0.02)
     assert shape.active == pytest.approx(active, rel=0.12)  # cards differ in embeddings
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({}, "Should have a `model_type`"),
+        ({"model_type": "t5"}, "T5Config"),
+        ({"model_type": "llava"}, "LlavaConfig"),
+        ({"model_type": "mamba", "num_hidden_layers": 2}, "num_attention_heads"),
+        ({"model_type": "llama", "num_attention_heads": 3}, "is not a multiple of the number of"),
+        ({"model_type": "llama", "hidden_size": "100"}, "expected int, got str"),
+        ({"model_type": "gpt2", "n_head": 0}, "zero"),
+    ],
+)
+def test_a_configuration_that_is_no_policys_is_told(
+    tmp_path: Path, config: dict[str, Any], reason: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no configuration to plan with") as caught:
+        shape_of(str(tmp_path))
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["scratch:dense-tiny", "scratch:moe-tiny"])

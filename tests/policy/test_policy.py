@@ -179,6 +179,8 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     refused(tmp_path, "is a folder without a model in it")
     (tmp_path / "config.json").write_text("{")
     refused(tmp_path, "is a folder without a model in it")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 3}')
+    refused(tmp_path, "is a folder without a model in it: The hidden size .* is not a multiple")
 
 
 def test_a_folder_without_a_tokenizer(saved: Path) -> None:
