@@ -33,7 +33,7 @@ from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import SCRATCH, byte_tokenizer
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.vllm_server.adapters import is_adapted, stir

@@ -29,7 +29,7 @@ from rl_reasoner.handover.common import (
 from rl_reasoner.handover.engine import Engine, Written
 from rl_reasoner.handover.fields import UNSET, Field, same, settings
 from rl_reasoner.handover.subject import Subject
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 
 _HERE = "$PWD/"
 """The folder, for the script; workers of Ray have another working folder."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,12 @@ def _config(source: str) -> Any:
 def _adapter_parameters(model: Any, lora: Lora) -> float:
     """Parameters of the adapter that training would put on `model`."""
     import torch
-    from peft import get_peft_model
 
-    from rl_reasoner.policy.lora import adapter_config
+    from rl_reasoner.policy.lora import adapted_model
 
     with torch.device("meta"):
-        adapted = get_peft_model(model, adapter_config(model, lora))
-    return float(sum(p.numel() for p in adapted.parameters() if p.requires_grad))
+        trained = adapted_model(model, lora)
+    return float(sum(p.numel() for p in trained.parameters() if p.requires_grad))
 
 
 def _cache_width(text: Any) -> int:

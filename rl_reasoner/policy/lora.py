@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from rl_reasoner.errors import UserError, first_line, unknown
 from rl_reasoner.moe.experts import gates_of, routers
 from rl_reasoner.policy.policy import Policy
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 
 ALL = "all-linear"
 _TAKEN = {"gate_proj", "up_proj", "down_proj"}  # that peft renames to the experts'
@@ -33,25 +33,30 @@ def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
 
     On linear layers and experts, on the router only if it is named (see `lora_targets`).
     """
-    from peft import get_peft_model
-
-    config = adapter_config(policy.model, lora)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        policy.model = get_peft_model(policy.model, config)
+        policy.model = adapted_model(policy.model, lora)
 
 
-def adapter_config(model: Any, lora: Lora) -> Any:
-    """peft's `LoraConfig` for an adapter of `model` as a recipe describes it."""
-    from peft import LoraConfig
+def adapted_model(model: Any, lora: Lora) -> Any:
+    """`model` with a new adapter as a recipe describes it; raises `UserError` where none fits."""
+    from peft import LoraConfig, get_peft_model
 
-    return LoraConfig(
+    config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         **lora_targets(model, lora.targets, lora.dropout),
         task_type="CAUSAL_LM",
     )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # a regular expression matches no layer, or one of another kind
+        named = (name for name, module in model.named_modules() if _is_linear(module))
+        raise UserError(
+            f"lora.targets {lora.targets!r}: {first_line(error)} A regular expression is of whole "
+            f"names, such as {next(named, 'none here')}"
+        ) from error
 
 
 @contextmanager
@@ -130,7 +135,7 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and id(module) not in gates
+        if _is_linear(module) and module is not head and id(module) not in gates
     ]
     matrices = {_last(name): f"{_last(name)}.weight" for name, _ in routers(model)}
     taken = _TAKEN if matrices else set()
@@ -158,6 +163,10 @@ def lora_targets(model: Any, targets: str | Sequence[str], dropout: float = 0.0)
     plain = sorted(name for name in modules if _last(name) not in taken)
     peft_targets: dict[str, Any] = {"target_modules": plain}
     return {**peft_targets, "target_parameters": fused} if fused else peft_targets
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _last(name: str) -> str:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from rl_reasoner.errors import did_you_mean
+from rl_reasoner.recipe.adapter import Lora
 from rl_reasoner.recipe.data import (
     AnyData,
     Data,
@@ -67,18 +68,6 @@ for _kind in (RecipeLoader, RecipeDumper):
         "tag:yaml.org,2002:float",
         re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"),
         list("-+0123456789"),
-    )
-
-
-class Lora(Part):
-    """A low-rank adapter (peft) instead of training all weights."""
-
-    rank: int = Field(default=16, ge=1, description="rank r of the update")
-    alpha: int = Field(default=32, ge=1, description="the update is scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the update")
-    targets: str | tuple[str, ...] = Field(
-        default="all-linear",
-        description="layers' names, or 'all-linear': linear layers and experts, not the router",
     )
 
 

@@ -15,8 +15,8 @@ from rl_reasoner.planning.plan import plan, size
 from rl_reasoner.planning.shapes import PUBLISHED, Shape, shape_of
 from rl_reasoner.planning.step_memory import breaks, memory
 from rl_reasoner.planning.step_time import seconds
+from rl_reasoner.recipe.adapter import Lora
 from rl_reasoner.recipe.load import load_recipe
-from rl_reasoner.recipe.recipe import Lora
 from support.tiny import grpo, recipe, sft
 
 # From the models' cards: parameters, active ones, layers, width, vocabulary, bytes a token's cache.

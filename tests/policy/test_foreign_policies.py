@@ -21,7 +21,7 @@ from rl_reasoner.distributed.shards import MODEL_SHARDS
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
 from rl_reasoner.policy.lora import add_lora
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from support.commands import Cli
 
 

@@ -29,7 +29,7 @@ from rl_reasoner.policy.fp8.layers import (
     tile_of,
 )
 from rl_reasoner.policy.lora import add_lora
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from support.mixtures import FAMILIES, model_of
 from support.tiny import grpo, recipe, rows, sft, weights
 

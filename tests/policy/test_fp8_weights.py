@@ -16,7 +16,7 @@ from rl_reasoner.policy.fp8.weights import dequantise, quantise_weight
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import byte_tokenizer
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from support.mixtures import model_of
 from support.tiny import grpo, recipe
 

@@ -13,7 +13,7 @@ import torch
 
 from rl_reasoner import open_policy
 from rl_reasoner.policy.lora import add_lora, merge_adapter
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 
 
 def place(name: str, folder: Path) -> None:

@@ -7,15 +7,17 @@ import pytest
 import torch
 import transformers
 from peft import AutoPeftModelForCausalLM, LoraConfig, PromptTuningConfig, get_peft_model
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner import Policy, open_policy, train
 from rl_reasoner.errors import UserError
 from rl_reasoner.moe.experts import frozen_routers, linear_gates
+from rl_reasoner.planning.shapes import shape_of
 from rl_reasoner.policy.fp8.layers import covered_layers
 from rl_reasoner.policy.lora import add_lora, lora_targets, merge_adapter
 from rl_reasoner.policy.scratch import byte_tokenizer
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from support.mixtures import FAMILIES, model_of
 from support.processes import build, weights
 from support.tiny import grpo, recipe
@@ -58,6 +60,26 @@ def test_named_targets_are_trained_alone() -> None:
     assert trained(adapter_on("GptOss", targets=("router",))) == {"router"}
     assert trained(adapter_on("Olmoe", targets=("self_attn.o_proj",))) == {"o_proj"}
     assert lora_targets(model_of("Qwen3Moe"), r".*\.q_proj") == {"target_modules": r".*\.q_proj"}
+
+
+def test_names_in_one_text_are_names() -> None:
+    assert trained(adapter_on("Qwen3Moe", targets="q_proj")) == {"q_proj"}
+    assert trained(adapter_on("Qwen3Moe", targets="q_proj, v_proj")) == {"q_proj", "v_proj"}
+    assert trained(adapter_on("Qwen3Moe", targets=r".*\.[kv]_proj")) == {"k_proj", "v_proj"}
+    with pytest.raises(UserError, match=r"has no layer 'q_prj'\. Did you mean 'q_proj'"):
+        adapter_on("Qwen3Moe", targets="q_prj,v_proj")
+    with pytest.raises(ValidationError, match=r"neither layers' names nor a regular expression"):
+        Lora(targets="*.q_proj")
+
+
+@pytest.mark.parametrize("pattern", [r"q_p.*", r".*\.none", r".*norm"])
+def test_a_pattern_that_fits_no_layer_is_told_with_a_whole_name(pattern: str) -> None:
+    with pytest.raises(UserError) as caught:
+        adapter_on("Qwen3Moe", targets=pattern)
+    assert f"lora.targets {pattern!r}: Target module" in str(caught.value)
+    assert "of whole names, such as model.layers.0.self_attn.q_proj" in str(caught.value)
+    with pytest.raises(UserError, match=r"lora\.targets"):
+        shape_of("scratch:dense-tiny", Lora(targets=pattern))
 
 
 def test_experts_that_are_linear_layers_are_among_them() -> None:

@@ -20,7 +20,7 @@ from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import byte_tokenizer
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 
 TOKENIZER = byte_tokenizer()
 

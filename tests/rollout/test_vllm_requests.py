@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.lora import add_lora
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.vllm_server.completion_requests import (

@@ -15,7 +15,7 @@ from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import inspect
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.policy.lora import add_lora
-from rl_reasoner.recipe.recipe import Lora
+from rl_reasoner.recipe.adapter import Lora
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.server import ServerFailed
