@@ -220,6 +220,12 @@ def _no_stage(stage: str, field: str, name: str, known: list[str]) -> str:
 def _rewards(value: Any) -> Any:
     """Names and functions, in a list or with weights, as names with specs."""
     if isinstance(value, (list, tuple)):
+        for one in value:
+            if not isinstance(one, str) and not callable(one):
+                raise ValueError(
+                    f"{one!r:.40} is not the name of a reward: expected a list of names, or a "
+                    "mapping such as {math_answer: 1, length: 0.2}"
+                )
         value = dict.fromkeys(value, 1.0)
     if not isinstance(value, Mapping):
         return value

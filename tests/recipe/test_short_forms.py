@@ -1,0 +1,43 @@
+"""What a recipe takes in a short form, and how it refuses what only looks like one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.flags import apply_flags
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.recipe import Recipe
+
+TEXT = """policy: scratch:dense-tiny
+data: {task: modular}
+rewards: [math_answer]
+stages:
+  - kind: grpo
+"""
+
+
+def read(folder: Path, text: str) -> Recipe:
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    return load_recipe(str(folder / "r.yaml"))
+
+
+def with_lora(targets: Any) -> Recipe:
+    return apply_flags(load_recipe("quickstart"), ["--policy.lora.targets", targets])
+
+
+@pytest.mark.parametrize("entry", ["{math_answer: 1}", "[math_answer]", "1", "null"])
+def test_a_list_of_rewards_has_names_alone(tmp_path: Path, entry: str) -> None:
+    said = r"expected a list of names, or a mapping such as \{math_answer: 1, length: 0.2\}"
+    with pytest.raises(UserError, match=said) as in_file:
+        read(tmp_path, TEXT.replace("[math_answer]", f"\n  - {entry}"))
+    assert "r.yaml:3: rewards: " in str(in_file.value)
+    with pytest.raises(UserError, match=f"--rewards.*{said}"):
+        apply_flags(load_recipe("quickstart"), ["--rewards", f"[{entry}]"])
+
+
+@pytest.mark.parametrize("text", ["q_proj,v_proj", "[q_proj, v_proj]", "q_proj, v_proj"])
+def test_layers_of_an_adapter_are_names_however_they_are_listed(text: str) -> None:
+    lora = with_lora(text).policy.lora
+    assert lora is not None and lora.targets == ("q_proj", "v_proj")
