@@ -41,6 +41,11 @@ def _judge(value: Any) -> Any:
     return value
 
 
+def off_for_false(value: Any) -> Any:
+    """A field's value, with "off" in place of False: that is what YAML 1.1 makes of `off`."""
+    return "off" if value is False else value
+
+
 JudgeName = Annotated[str | None, BeforeValidator(_judge)]
 """The reward that judges evaluations or samples; functions themselves go into `rewards`."""
 

@@ -26,6 +26,8 @@ class _Schema(GenerateJsonSchema):
         if kind == "dict":  # reward -> weight
             values = inner["additionalProperties"]
             return {**inner, "additionalProperties": {"anyOf": [{"type": "number"}, values]}}
+        if kind == "literal" and "off" in inner["enum"]:  # what YAML 1.1 reads for it
+            return {"enum": [*inner["enum"], False]}
         if kind == "tagged-union" and "mix" in schema["schema"]["choices"]:
             return {"anyOf": [_NAME, inner, {"type": "array"}]}
         if kind in ("tagged-union", "model", "definition-ref"):

@@ -29,6 +29,7 @@ from rl_reasoner.recipe.data import (
     StageData,
     checked_template,
     data_sources,
+    off_for_false,
 )
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
@@ -170,7 +171,7 @@ class Evals(Part):
 class RunSpec(Part):
     """Where and how the run happens."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # more than that numpy does not take
     folder: str | None = Field(
         default=None, description="the run's folder (default: runs/NAME-TIME)"
     )
@@ -187,7 +188,7 @@ class RunSpec(Part):
         default="auto",
         description="several processes: how weights are distributed; auto: as the launcher is set",
     )
-    overlap: Literal["off", "one_step"] = Field(
+    overlap: Annotated[Literal["off", "one_step"], BeforeValidator(off_for_false)] = Field(
         default="off",
         description="one_step: GRPO samples a batch while the one before it trains, with the "
         "weights before, corrected for that; half of the threads each",

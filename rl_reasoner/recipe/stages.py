@@ -20,7 +20,7 @@ from pydantic import (
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
-from rl_reasoner.recipe.data import Data, JudgeName, Part
+from rl_reasoner.recipe.data import Data, JudgeName, Part, off_for_false
 from rl_reasoner.recipe.group import Group
 from rl_reasoner.recipe.keep import Keep
 from rl_reasoner.recipe.optim import Optim, SftOptim
@@ -139,8 +139,9 @@ class Vllm(Part):
     sleep: bool = Field(
         default=True, description="colocate: free that memory while the policy trains"
     )
-    correction: Literal[
-        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "off"
+    correction: Annotated[
+        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "off"],
+        BeforeValidator(off_for_false),
     ] = Field(
         default="token_truncate",
         description="importance-sampling correction, since vLLM's log-probs differ from the "

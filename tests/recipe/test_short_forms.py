@@ -9,6 +9,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.flags import apply_flags
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.stages import GrpoStage
 
 TEXT = """policy: scratch:dense-tiny
 data: {task: modular}
@@ -35,6 +36,25 @@ def test_a_list_of_rewards_has_names_alone(tmp_path: Path, entry: str) -> None:
     assert "r.yaml:3: rewards: " in str(in_file.value)
     with pytest.raises(UserError, match=f"--rewards.*{said}"):
         apply_flags(load_recipe("quickstart"), ["--rewards", f"[{entry}]"])
+
+
+def test_off_in_yaml_is_off(tmp_path: Path) -> None:
+    made = read(tmp_path, f"{TEXT}    vllm: {{correction: off}}\nrun: {{overlap: off}}\n")
+    [stage] = made.stages
+    assert isinstance(stage, GrpoStage) and stage.vllm is not None
+    assert (stage.vllm.correction, made.run.overlap) == ("off", "off")
+    assert read(tmp_path, made.to_yaml()) == made
+    changed = apply_flags(load_recipe("quickstart"), ["--run.overlap", "off"])
+    assert changed.run.overlap == "off"
+    with pytest.raises(UserError, match=r"run\.overlap.*'off' or 'one_step'"):
+        read(tmp_path, f"{TEXT}run: {{overlap: on}}\n")
+
+
+def test_a_seed_is_one_that_every_generator_takes(tmp_path: Path) -> None:
+    largest = 2**32 - 1
+    assert read(tmp_path, f"{TEXT}run: {{seed: {largest}}}\n").run.seed == largest
+    with pytest.raises(UserError, match=r"r\.yaml:6: run\.seed: .*4294967295"):
+        read(tmp_path, f"{TEXT}run: {{seed: {largest + 1}}}\n")
 
 
 @pytest.mark.parametrize("text", ["q_proj,v_proj", "[q_proj, v_proj]", "q_proj, v_proj"])
