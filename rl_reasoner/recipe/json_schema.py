@@ -10,10 +10,18 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
+from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.recipe.tools import ToolSettings
 
 SCHEMA_FILE = "recipe.schema.json"
 _NAME: JsonSchemaValue = {"type": "string"}
+_NAMES: JsonSchemaValue = {"type": "array", "items": _NAME}
+# What stands for a whole part, where its validator takes that in.
+_SHORT: dict[type, list[JsonSchemaValue]] = {
+    EnvironmentSettings: [_NAME],
+    ToolSettings: [_NAME, {**_NAMES, "minItems": 1}],
+}
 
 
 class _Schema(GenerateJsonSchema):
@@ -25,7 +33,10 @@ class _Schema(GenerateJsonSchema):
         kind = schema["schema"]["type"]
         if kind == "dict":  # reward -> weight
             values = inner["additionalProperties"]
-            return {**inner, "additionalProperties": {"anyOf": [{"type": "number"}, values]}}
+            weights = {**inner, "additionalProperties": {"anyOf": [{"type": "number"}, values]}}
+            return {"anyOf": [weights, _NAMES]}
+        if kind == "tuple":
+            return {"anyOf": [inner["items"], inner]}
         if kind == "literal" and "off" in inner["enum"]:  # what YAML 1.1 reads for it
             return {"enum": [*inner["enum"], False]}
         if kind == "tagged-union" and "mix" in schema["schema"]["choices"]:
@@ -33,6 +44,12 @@ class _Schema(GenerateJsonSchema):
         if kind in ("tagged-union", "model", "definition-ref"):
             return {"anyOf": [_NAME, inner]}
         return inner
+
+    def model_schema(self, schema: Any) -> JsonSchemaValue:
+        """A part of the recipe, or what stands for it: the name of an environment, of tools."""
+        part = super().model_schema(schema)
+        short = _SHORT.get(schema["cls"], [])
+        return {"anyOf": [*short, part]} if short else part
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """No titles: they would only be the fields' names again."""

@@ -8,11 +8,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from rl_reasoner.cli import main
 from rl_reasoner.recipe.json_schema import SCHEMA_FILE, recipe_schema, schema_text
 from rl_reasoner.recipe.load import load_recipe, shipped_recipes
-from rl_reasoner.recipe.recipe import RecipeLoader
+from rl_reasoner.recipe.recipe import Recipe, RecipeLoader
 from support.places import ROOT
 
 SHORT: dict[str, Any] = {
@@ -60,6 +61,27 @@ def test_it_takes_the_short_forms() -> None:
 
 
 @pytest.mark.parametrize(
+    "short",
+    [
+        {"rewards": ["math_answer"]},
+        {"tools": ["calculator", "python"]},
+        {"tools": "calculator"},
+        {"tools": {"use": ["calculator"], "calls": 2}},
+        {"environment": "guess"},
+        {"environment": {"use": "guess", "turns": 4}},
+        {"controls": "random_reward", "evals": {"sets": ["modular_test"]}},
+        {"policy": {"source": "x", "lora": {"targets": "q_proj,v_proj"}}},
+        {"run": read("overlap: off")},
+        {"stages": [{"kind": "grpo", "vllm": read("correction: off")}]},
+    ],
+    ids=str,
+)
+def test_it_takes_each_short_form_that_the_recipe_takes(short: dict[str, Any]) -> None:
+    Recipe.model_validate({**SHORT, **short})
+    assert valid({**SHORT, **short})
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         (("rewads",), {}),
@@ -72,6 +94,13 @@ def test_it_takes_the_short_forms() -> None:
         (("data",), 7),
         (("data",), {"task": "modular", "path": "x.jsonl"}),
         (("policy",), None),
+        (("rewards",), [{"math_answer": 1}]),
+        (("tools",), []),
+        (("tools",), {"use": ["calculator"], "call": 2}),
+        (("environment",), ["guess"]),
+        (("controls",), "a_third"),
+        (("run",), {"overlap": True}),
+        (("run",), {"seed": 2**32}),
     ],
 )
 def test_it_refuses_what_the_loader_refuses(path: tuple[str | int, ...], value: Any) -> None:
@@ -81,6 +110,8 @@ def test_it_refuses_what_the_loader_refuses(path: tuple[str | int, ...], value: 
         holder = holder[part]
     holder[path[-1]] = value
     assert not valid(recipe)
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(recipe)
 
 
 def test_described_are_the_fields_that_the_recipe_describes() -> None:
