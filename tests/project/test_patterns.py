@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -9,14 +10,24 @@ from rl_reasoner.answers.parsing.units import canonical_unit
 from rl_reasoner.dataset import code_rows
 from rl_reasoner.language import units
 from rl_reasoner.language.instructions import _sections
+from rl_reasoner.recipe.adapter import Lora
 from support.patterns import Used, ends, texts, used
 
 PATTERNS, MAKERS = used()
 SHORT, LONG = 1_500, 6_000
+
+
+def compiled(text: str) -> None:
+    """What a recipe names as layers; peft reads their names with it, and no text."""
+    with suppress(ValueError):
+        Lora(targets=text)
+
+
 # Functions that make a pattern of what a recipe or a row says: how they read a text.
 MADE: dict[str, Callable[[str], object]] = {
     "rl_reasoner.language.units.has_word": lambda text: units.has_word(text, "a"),
     "rl_reasoner.language.instructions._sections": lambda text: _sections(text, "a {n}"),
+    "rl_reasoner.recipe.adapter._named_layers": compiled,
     "rl_reasoner.answers.parsing.units.canonical_unit": canonical_unit,
     "rl_reasoner.dataset.code_rows.code_row": lambda text: code_rows.code_row(
         {"problem": text, "tests": ["assert f(1) == 2"]}
