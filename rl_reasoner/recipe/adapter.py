@@ -20,7 +20,7 @@ def _named_layers(targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
         return names
     try:
         re.compile(targets)
-    except re.error as error:
+    except (re.error, RecursionError) as error:
         raise ValueError(
             f"{targets!r} is neither layers' names nor a regular expression ({error})"
         ) from error
