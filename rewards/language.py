@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rl_reasoner import Column, Score, reward
 from rl_reasoner.errors import check_one_of
-from rl_reasoner.language.identification import language_of, language_share
+from rl_reasoner.language.identification import LANGUAGES, language_of, language_share
 from rl_reasoner.language.thinking import OPEN_THINK, answer_part, chain_of
 
 _PARTS: dict[str, Callable[[str], str]] = {"chain": chain_of, "answer": answer_part, "all": str}
@@ -31,7 +31,7 @@ def language(
     `opened`, the chain was begun by the prompt. Abstains where there are no words, or no target
     can be determined.
     """
-    _check_options(part)
+    _check_options(part, target)
     wanted = language or target or language_of(prompt)
     if not wanted:
         return Score(None, "no target language: none given, and the prompt has no words")
@@ -44,5 +44,7 @@ def language(
 
 
 @language.checks
-def _check_options(part: str, **others: object) -> None:
+def _check_options(part: str, target: str, **others: object) -> None:
     check_one_of("part of reward language", part, _PARTS)
+    if target not in ("", None):
+        check_one_of("target of reward language", target, LANGUAGES)
