@@ -25,6 +25,7 @@ from rl_reasoner.answers.equality.values import constant, equal
 from rl_reasoner.answers.extraction.extract import answer_of
 from rl_reasoner.answers.parsing.statements import read_answer
 from rl_reasoner.answers.tree import Node
+from rl_reasoner.errors import UserError
 from rl_reasoner.language.spoken_numbers import spoken_numbers
 
 _MAX_CHARS = 20_000
@@ -72,12 +73,17 @@ def step_arithmetic(
     earlier claims that count; it has to come to a result for the first time and to lead to the
     answer: its result is the answer's number or stands in a claim that does. A wrong one counts
     where it calculates with one such number. With `only_right` a wrong answer gets 0.0, whatever
-    its steps; a row without an `answer` then abstains.
+    its steps; a row without an `answer`, or with one that cannot be judged, then abstains.
     """
+    _check_options(at_least)
     if only_right and answer is None:
         return Score(None, "the row has no answer, which only_right needs")
-    if only_right and verify(completion, str(answer)).value != 1.0:
-        return Score(0.0, "the answer is not right")
+    if only_right:
+        verdict = verify(completion, str(answer))
+        if verdict.value is None:
+            return Score(None, verdict.reason)
+        if verdict.value != 1.0:
+            return Score(0.0, "the answer is not right")
     text = completion[:_MAX_CHARS]
     claims = [*_that_count(text, prompt)]
     said = answer_of(text).texts
@@ -93,12 +99,20 @@ def step_arithmetic(
         needed |= {*claim.operands}
     wrong = [claim.text for claim in claims if not claim.right]
     parts = {"right": float(len(right)), "wrong": float(len(wrong))}
-    if len(right) < max(1, at_least):
+    if len(right) < at_least:
         told = f", wrong: {wrong[0]}" if wrong else ""
         return Score(0.0, f"{len(right)} right claims that count{told}", parts)
     told = f"; wrong: {wrong[0]}" if wrong else ""
     of = len(right) + len(wrong)
     return Score(len(right) / of, f"{len(right)} of {of} claims are right{told}", parts)
+
+
+@step_arithmetic.checks
+def _check_options(at_least: int, **others: object) -> None:
+    if not isinstance(at_least, int) or at_least < 1:
+        raise UserError(
+            f"at_least of step_arithmetic is {at_least!r:.40}: expected a whole number, 1 or more"
+        )
 
 
 def _that_count(text: str, prompt: str) -> Iterator[_Claim]:

@@ -22,6 +22,8 @@ def values(name: str, options: dict[str, Any], *texts: str) -> list[float | None
         ("length", {"limit": 0}, "limit 0 must be a whole number, 1 or more"),
         ("length", {"limit": "many"}, "limit 'many' must be a whole number"),
         ("length", {"target": -5}, "target -5 one of 0 (none) or more"),
+        ("step_arithmetic", {"at_least": 0}, "at_least of step_arithmetic is 0: expected a whole"),
+        ("step_arithmetic", {"at_least": "two"}, "at_least of step_arithmetic is 'two'"),
         ("language", {"target": "zh-CN"}, "unknown target of reward language 'zh-CN'."),
         ("language", {"target": ["zh"]}, "target of reward language is ['zh']: expected a text."),
     ],

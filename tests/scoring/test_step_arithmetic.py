@@ -125,6 +125,8 @@ def test_with_only_right_steps_to_a_wrong_answer_are_not_paid() -> None:
     assert value(led) == 1.0 and strict(led, prompt=PROMPT, answer="18").value == 0.0
     assert strict(SOLVED, prompt=PROMPT, answer="18").value == 1.0
     assert strict(SOLVED, prompt=PROMPT, answer=None).value is None
+    unusable = strict(SOLVED, prompt=PROMPT, answer="")
+    assert unusable.value is None and "gold" in unusable.reason, "as math_answer"
 
 
 def test_a_claim_said_often_counts_once_and_idle_right_ones_do_not() -> None:
