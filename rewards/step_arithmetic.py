@@ -35,6 +35,8 @@ _MAX_UNIT = 6  # words behind a number
 _TOKEN = re.compile(
     r"(?P<number>[0-9]{1,3}(?:,[0-9]{3}){1,5}(?:\.[0-9]{1,20})?|[0-9]{1,20}(?:\.[0-9]{1,20})?"
     r"|\.[0-9]{1,20})(?P<percent>\s?\\?%)?|(?P<unit>/\s?[^\W\d_]{2,20})"
+    r"|(?P<mark>(?<![\w)\]}%])\*\*\*?(?=\S)|(?<=\S)\*\*\*?(?![\w(\\$√]|\.[0-9])"  # bold
+    r"|\\[()\[\],;]|\\(?:left|right)(?=[()])|\\boxed\{|&(?==))"
     r"|(?P<operator>[-+*/^×·÷−–]|\\times|\\cdot|\\div|[xX](?=\s{0,3}\$?[0-9(]))"
     r"|(?P<open>\()|(?P<close>\))|(?P<equal>=)|(?P<skip>\\?\$|\s)|(?P<other>[^\W\d_]{1,40}|.)",
     re.DOTALL,
@@ -42,6 +44,8 @@ _TOKEN = re.compile(
 _PLAIN = {"×": "*", "·": "*", "\\times": "*", "\\cdot": "*", "x": "*", "X": "*"}
 _MINUS = ("-", "−", "–")
 _PLAIN |= {"÷": "/", "\\div": "/", "−": "-", "–": "-"}
+_WIDE = {chr(sign + 0xFEE0): chr(sign) for sign in map(ord, "0123456789+-*/^=().%$")}
+_NARROW = str.maketrans(_WIDE | {"﹣": "-", "✕": "×", "⋅": "·", "∗": "*", "∕": "/", "⁄": "/"})
 
 
 class _Token(NamedTuple):
@@ -49,7 +53,7 @@ class _Token(NamedTuple):
     text: str
     at: int
     tight: bool = False
-    """of a number: nothing but a $ stands between it and the token before"""
+    """of a number: nothing but a $ or ** stands between it and the token before"""
 
 
 class _Claim(NamedTuple):
@@ -137,6 +141,7 @@ def numbers_given(prompt: str) -> set[Fraction]:
 
     1 and 2 are always there: oneself, each half, a pair.
     """
+    prompt = prompt.translate(_NARROW)
     found = spoken_numbers(prompt) | {Fraction(1), Fraction(2)}
     numbers = [*_numbers(prompt)]
     found |= {number for number, _ in numbers}
@@ -150,11 +155,11 @@ def numbers_given(prompt: str) -> set[Fraction]:
 
 def _tokens(text: str) -> Iterator[_Token]:
     end = 0  # of the token before
-    for match in _TOKEN.finditer(text):
+    for match in _TOKEN.finditer(text.translate(_NARROW)):
         kind = str(match.lastgroup)
-        if kind == "unit" or (kind == "skip" and match[0] != "\n"):
+        if kind in ("unit", "mark") or (kind == "skip" and match[0] != "\n"):
             continue
-        tight, end = not text[end : match.start()].strip("$\\"), match.end()
+        tight, end = not text[end : match.start()].strip("$\\*"), match.end()
         if match["number"]:
             number = match["number"].replace(",", "")
             value = f"({number}/100)" if match["percent"] else number
@@ -239,7 +244,9 @@ def _ending(tokens: list[_Token]) -> tuple[list[_Token], bool]:
     while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at])):
         at -= 1
     own, before = tokens[at:], None
-    if own and own[0].kind == "other":
+    if opened := _opened(own):
+        own = own[opened:]
+    elif own and own[0].kind == "other":
         before, *own = own
     goes_on = bool(own) and own[0].kind == "operator"
     if before and (_is_number_like(before) or (goes_on and _is_word(before))):
@@ -264,9 +271,32 @@ def _beginning(tokens: list[_Token]) -> list[_Token]:
     while end < len(tokens) and not (end and _apart(tokens[end - 1], tokens[end])):
         end += 1
     own = tokens[:end]
+    own = own[: _closed(own)]
+    while own and own[0].text == "*":  # of emphasis
+        own = own[1:]
     while own and own[-1].kind in ("operator", "open"):
         own = own[:-1]
     return own
+
+
+def _opened(tokens: list[_Token]) -> int:
+    """Where the tokens begin that stand in an open bracket which none of them closes; else 0."""
+    depth = 0
+    for at in reversed(range(len(tokens))):
+        depth += {"close": 1, "open": -1}.get(tokens[at].kind, 0)
+        if depth < 0:
+            return at + 1
+    return 0
+
+
+def _closed(tokens: list[_Token]) -> int:
+    """Where the first bracket stands that none of the tokens opens; else the end."""
+    depth = 0
+    for at, token in enumerate(tokens):
+        depth += {"open": 1, "close": -1}.get(token.kind, 0)
+        if depth < 0:
+            return at
+    return len(tokens)
 
 
 def _apart(one: _Token, next_one: _Token) -> bool:
