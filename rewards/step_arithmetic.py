@@ -8,7 +8,8 @@ somewhere: each operand of a right claim is a number of the problem (in digits, 
 by its units) or the result of an earlier claim that counts. What the reward cannot see is whether a
 step is the one to take: `16 + 4 = 20` is right arithmetic, whatever was asked, and enough of such
 steps end in any number. Hence the reward for the answer beside it, and `only_right`, with which
-steps to a wrong answer are not paid.
+steps to a wrong answer are not paid. A claim is wrong only where all of it is read: what may go on
+beyond it, as `2x + 4 = 16` or `13 / 4 = 3 remainder 1` do, is not counted.
 """
 
 import re
@@ -46,6 +47,19 @@ _MINUS = ("-", "−", "–")
 _PLAIN |= {"÷": "/", "\\div": "/", "−": "-", "–": "-"}
 _WIDE = {chr(sign + 0xFEE0): chr(sign) for sign in map(ord, "0123456789+-*/^=().%$")}
 _NARROW = str.maketrans(_WIDE | {"﹣": "-", "✕": "×", "⋅": "·", "∗": "*", "∕": "/", "⁄": "/"})
+_CUT = ",:'’_"  # 16,5 and 16'000 are one number, 10:30 and x_1 are none
+_THOUSANDS = re.compile(r"[1-9][0-9]{0,2}\.[0-9]{3}")  # or a decimal
+# fmt: off
+_LEADING = {
+    "of", "times", "plus", "minus", "by", "over", "than", "twice", "thrice", "double", "triple",
+    "half", "quarter", "third",
+}
+_SIZES = {
+    "hundred", "thousand", "million", "billion", "dozen", "percent", "cent", "cents", "half",
+}
+_REST = {"remainder", "remainders", "rem", "rest", "r", "with"}
+_FORMULAS = {"frac", "dfrac", "tfrac", "cfrac", "sqrt", "pi", "cdot", "times", "div"}
+# fmt: on
 
 
 class _Token(NamedTuple):
@@ -54,6 +68,8 @@ class _Token(NamedTuple):
     at: int
     tight: bool = False
     """of a number: nothing but a $ or ** stands between it and the token before"""
+    sure: bool = True
+    """of a number or bracket: it is no part of what is not read, such as 2x, 16,5 or 6 1/2"""
 
 
 class _Claim(NamedTuple):
@@ -163,10 +179,11 @@ def _tokens(text: str) -> Iterator[_Token]:
         if match["number"]:
             number = match["number"].replace(",", "")
             value = f"({number}/100)" if match["percent"] else number
-            yield _Token("number", value, match.start(), tight)
+            sure = not _THOUSANDS.fullmatch(number)
+            yield _Token("number", value, match.start(), tight, sure)
         else:
             plain = _PLAIN.get(match[0], match[0]) if kind == "operator" else match[0]
-            yield _Token(kind, plain, match.start())
+            yield _Token(kind, plain, match.start(), tight)
 
 
 def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
@@ -199,7 +216,8 @@ def _claims(text: str) -> Iterator[_Claim]:
     """The claims of a text, in order: of `a = b = c` two."""
     sides: list[list[_Token]] = [[]]
     found = 0
-    for token in _without_units([*_tokens(text), _Token("other", "", len(text))]):
+    tokens = [*_without_units([*_tokens(text), _Token("other", "", len(text))])]
+    for token in _sure(tokens):
         if token.kind == "equal":
             sides.append([])
         elif token.kind in ("other", "skip"):  # a word, a stop, the end of a line
@@ -215,45 +233,135 @@ def _claims(text: str) -> Iterator[_Claim]:
 
 def _without_units(tokens: list[_Token]) -> Iterator[_Token]:
     """The tokens without the words behind a number that calculations go on after: `3 bags * 4`."""
-    before, at = "", 0
+    at = 0
     while at < len(tokens):
-        end = at
-        if before in ("number", "close"):
-            while end < at + _MAX_UNIT and _is_word(tokens[end]):
-                end += 1
+        token, at = tokens[at], at + 1
+        if token.kind in ("number", "close"):
+            end = _behind_words(tokens, at)
             if tokens[end].kind in ("operator", "equal", "close"):
-                at = end
-        before = tokens[at].kind
-        yield tokens[at]
-        at += 1
+                unread = any(_is_no_unit(word) for word in tokens[at:end])
+                token, at = token._replace(sure=token.sure and not unread), end
+        yield token
+
+
+def _behind_words(tokens: list[_Token], at: int) -> int:
+    """The place behind the words that stand at `at`; of words that are too many, within them."""
+    end = at
+    while end < at + _MAX_UNIT and _is_word(tokens[end]):
+        end += 1
+    return end
 
 
 def _is_word(token: _Token) -> bool:
     return token.kind == "other" and token.text.isalpha()
 
 
+def _is_no_unit(word: _Token) -> bool:
+    """Whether a word behind a number is a part of it: a variable, a size, a remainder."""
+    text = word.text.lower()
+    variable = len(text) == 1 and _has_case(text) and (word.tight or text not in "ai")
+    return variable or text in _SIZES or text in _REST
+
+
+def _has_case(text: str) -> bool:
+    """Whether its last letter is of a script as that of variables and functions."""
+    return text[-1:].lower() != text[-1:].upper()
+
+
+def _sure(tokens: list[_Token]) -> Iterator[_Token]:
+    """The tokens; not sure are numbers and brackets that go on from, or in, what is not read."""
+    for at, token in enumerate(tokens):
+        if token.kind in ("number", "open", "close"):
+            sure = token.sure and not _is_led(tokens, at) and not _goes_on(tokens, at)
+            yield token._replace(sure=sure)
+        else:
+            yield token
+
+
+def _is_led(tokens: list[_Token], at: int) -> bool:
+    """Whether a number or bracket may go on from what stands before it: `half of 16`, `f(`."""
+    if at == 0 or tokens[at].kind == "close":
+        return False
+    token, before = tokens[at], tokens[at - 1]
+    if before.kind == "number":
+        return token.kind == "number" or token.tight
+    if before.kind == "close":
+        return token.kind == "open" and token.tight
+    if before.kind != "other":
+        return False
+    named = token.tight and (
+        before.text in ("_", "}") or (_is_word(before) and _has_case(before.text))
+    )
+    return named or before.text.lower() in _LEADING or _is_cut(tokens, at - 1)
+
+
+def _is_cut(tokens: list[_Token], at: int) -> bool:
+    """Whether the token at `at` is a sign that stands within a number."""
+    one = tokens[at].text in _CUT and 0 < at < len(tokens) - 1
+    around = one and tokens[at - 1].kind == tokens[at + 1].kind == "number"
+    return around and tokens[at].tight and tokens[at + 1].tight
+
+
+def _goes_on(tokens: list[_Token], at: int) -> bool:
+    """Whether a number or bracket may go on in what stands behind it: `6 1/2`, `3 remainder 1`."""
+    if tokens[at].kind == "open" or at + 1 == len(tokens):
+        return False
+    behind = tokens[at + 1]
+    if behind.kind == "number":
+        return tokens[at].kind == "number"
+    after = tokens[at + 2] if at + 2 < len(tokens) else behind
+    if behind.kind == "operator":  # 10^{2}, 13 + x; no dash before a word
+        unread = _is_word(after) or after.text in ("{", "\\")
+        return unread and (behind.text != "-" or _is_no_unit(after))
+    if behind.kind == "open":
+        return behind.tight or after.text.lower() in _REST
+    if behind.kind != "other" or not behind.text:
+        return False
+    if _is_word(behind):
+        return _is_no_unit(behind) or _has_rest(tokens, at + 1)
+    if behind.text in ",\\":
+        known = _REST if behind.text == "," else _FORMULAS
+        return after.text.lower() in known or _is_cut(tokens, at + 1)
+    tight = behind.tight and behind.text in "!{"
+    return tight or _is_number_like(behind) or _is_cut(tokens, at + 1)
+
+
+def _has_rest(tokens: list[_Token], at: int) -> bool:
+    """Whether the words behind a number are followed by its rest: `3 weeks and 1 day`."""
+    end = _behind_words(tokens, at)
+    if any(word.text.lower() in _REST | _SIZES for word in tokens[at:end]):
+        return True
+    joined = tokens[end - 1].text.lower() == "and" or end == at + 1
+    if tokens[end].kind != "number" or not joined:
+        return False
+    while tokens[end].kind in ("number", "operator", "open", "close"):
+        end += 1
+    return tokens[end].kind != "equal"  # a claim of its own
+
+
 def _ending(tokens: list[_Token]) -> tuple[list[_Token], bool]:
     """The expression that tokens end in, and whether it may be told wrong.
 
-    A number that follows another begins a new one. Nothing where it goes on from a word, or from a
-    number that cannot be read: of `x * 2 + 3` and `√16 - 3` the end is no claim. A minus that it
-    begins with is a sign where it stands at its number, else that or the dash of a list; where
-    neither is sure, it is not told wrong.
+    A number that follows another begins a new one, and so does a bracket that is not closed.
+    Nothing where it goes on from a word, or from a number that cannot be read: of `x * 2 + 3` and
+    `√16 - 3` the end is no claim. A minus that it begins with is a sign where it stands at its
+    number, else that or the dash of a list; where neither is sure, it is not told wrong.
     """
     at = len(tokens)
-    while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at])):
+    while at > 0 and not (at < len(tokens) and _apart(tokens[at - 1], tokens[at], product=True)):
         at -= 1
-    own, before = tokens[at:], None
+    own, before, whole = tokens[at:], None, True
     if opened := _opened(own):
+        whole = all(token.kind in ("open", "other") for token in own[:opened])
         own = own[opened:]
     elif own and own[0].kind == "other":
         before, *own = own
-    goes_on = bool(own) and own[0].kind == "operator"
+    goes_on = bool(own) and own[0].kind in ("operator", "close")
     if before and (_is_number_like(before) or (goes_on and _is_word(before))):
         return [], False
     while len(own) > 1 and own[0].kind in ("operator", "close") and not _is_signed(own):
         own = own[1:]
-    return own, before is None or not goes_on
+    return own, whole and (before is None or not goes_on)
 
 
 def _is_number_like(token: _Token) -> bool:
@@ -299,16 +407,19 @@ def _closed(tokens: list[_Token]) -> int:
     return len(tokens)
 
 
-def _apart(one: _Token, next_one: _Token) -> bool:
-    """Whether two tokens cannot stand in one expression."""
+def _apart(one: _Token, next_one: _Token, product: bool = False) -> bool:
+    """Whether two tokens cannot stand in one expression; as a `product` 5(6 + 3) can."""
+    if product and next_one.kind == "open" and next_one.tight:
+        return False
     return one.kind in ("number", "close") and next_one.kind in ("number", "open")
 
 
 def _claim(left: list[_Token], sure: bool, right: list[_Token]) -> _Claim | None:
     """The claim that two sides make; None where it is none, or too large to check.
 
-    `sure`: it may be told wrong (see `_ending`).
+    `sure`: it may be told wrong (see `_ending`), where all of it is read.
     """
+    sure = sure and all(token.sure for token in (*left, *right))
     if len(left) > 1 and _is_signed(left):
         signed = _read_claim(left, right)
         if signed is not None and signed.right:
