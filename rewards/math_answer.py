@@ -40,7 +40,11 @@ def math_answer(
 
 
 @math_answer.checks
-def _check_options(tags: Sequence[str], **others: object) -> None:
+def _check_options(tags: Sequence[str], timeout_s: object = 5.0, **others: object) -> None:
+    if not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise UserError(
+            f"timeout_s of math_answer is {timeout_s!r:.40}: expected seconds, more than 0"
+        )
     listed = isinstance(tags, Sequence) and not isinstance(tags, str)
     if listed and (not tags or (len(tags) == 2 and all(isinstance(t, str) and t for t in tags))):
         return

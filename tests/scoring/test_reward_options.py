@@ -24,6 +24,8 @@ def values(name: str, options: dict[str, Any], *texts: str) -> list[float | None
         ("length", {"target": -5}, "target -5 one of 0 (none) or more"),
         ("step_arithmetic", {"at_least": 0}, "at_least of step_arithmetic is 0: expected a whole"),
         ("step_arithmetic", {"at_least": "two"}, "at_least of step_arithmetic is 'two'"),
+        ("math_answer", {"timeout_s": "5s"}, "timeout_s of math_answer is '5s': expected seconds"),
+        ("math_answer", {"timeout_s": -1}, "timeout_s of math_answer is -1: expected seconds"),
         ("language", {"target": "zh-CN"}, "unknown target of reward language 'zh-CN'."),
         ("language", {"target": ["zh"]}, "target of reward language is ['zh']: expected a text."),
     ],
