@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from rl_reasoner import Score, reward, sandbox
+from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import check_one_of
-from rl_reasoner.rewards.code_tests import EXTRACT, program_of
+from rl_reasoner.rewards.code_tests import EXTRACT, program_of, time_of
 from rl_reasoner.sandbox.columns import list_tests
 
 
@@ -21,6 +21,7 @@ def no_hardcode(
     generator: str | None,
     extract: str = "last",
     timeout_s: float = 5.0,
+    time_limit_s: float | None = Column(),  # type: ignore[assignment]
     memory_mb: int = 512,
     min_level: str = "landlock",
 ) -> Score:
@@ -28,6 +29,7 @@ def no_hardcode(
 
     `generator` is Python that defines `generate(seed)`, which returns a list of tests; it runs in
     the sandbox. The seed depends on the completion alone: fresh to the program, the same each time.
+    A row whose column `time_limit_s` allows more than `timeout_s` gets that, up to a minute.
     Abstains where there is no generator, and for programs that do not pass `tests`: they hide
     nothing. A generator that fails raises RuntimeError, which is a fault of the data.
     """
@@ -37,7 +39,7 @@ def no_hardcode(
     if program is None:
         return Score(None, "no closed Python block")
     limits: dict[str, Any] = {
-        "timeout_s": timeout_s,
+        "timeout_s": time_of(time_limit_s, timeout_s),
         "memory_mb": memory_mb,
         "min_level": min_level,
     }

@@ -14,7 +14,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.rewards.code_tests import program_of
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.types import Fault
+from rl_reasoner.types import Fault, Score
 
 code_tests = load_reward("code_tests")
 no_hardcode = load_reward("no_hardcode")
@@ -174,6 +174,19 @@ def test_hard_coded_answers_do_not_pass_fresh_tests() -> None:
     assert no_hardcode(fenced(SQUARE), tests=TESTS, generator=None).value is None
     with pytest.raises(RuntimeError, match="NameError"):
         no_hardcode(fenced(SQUARE), tests=TESTS, generator="def generate(seed): return missing")
+
+
+def test_a_slow_list_of_answers_has_the_time_of_its_row_for_fresh_tests_too() -> None:
+    """`code_tests` pays it by that time: here it would seem not to pass its own tests."""
+    slow = fenced(f"import time\ntime.sleep(0.6)\n{LIST}")
+    row: dict[str, Any] = {"tests": TESTS, "generator": GENERATOR, "timeout_s": 0.3}
+    assert code_tests(slow, tests=TESTS, timeout_s=0.3, time_limit_s=20).value == 1.0
+    assert no_hardcode(slow, **row, time_limit_s=20).value == 0.0
+    assert no_hardcode(slow, **row).value is None
+    columns = {"tests": [TESTS] * 2, "generator": [GENERATOR] * 2, "time_limit_s": ["20", "2s"]}
+    good, bad = score_batch(load_reward("no_hardcode", {"timeout_s": 0.3}), [slow] * 2, columns)
+    assert isinstance(good, Score) and good.value == 0.0
+    assert isinstance(bad, Fault) and "time_limit_s is '2s'" in bad.message
 
 
 def test_a_row_may_allow_more_time_than_the_reward() -> None:
