@@ -19,16 +19,18 @@ import gguf
 import numpy as np
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoTokenizer, GgufConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.files import sha256_of
 from rl_reasoner.paths import cache_folder
+from rl_reasoner.policy.whole import NotWholeError, load_whole
 
 _log = logging.getLogger(__name__)
-_FORM = 3  # of what a conversion writes: an older one in the cache is not taken for a new one
+_FORM = 4  # of what a conversion writes: an older one in the cache is not taken for a new one
 _ARCHITECTURE = "general.architecture"
+_PARTS = "split.count"  # of files that a policy is divided into
 # Sizes that transformers leaves at its own defaults, of some families: config -> the file's key.
 _UNREAD = {
     "moe_intermediate_size": "expert_feed_forward_length",
@@ -56,7 +58,7 @@ def convert_gguf(file: Path) -> Path:
     Where `output.weight` and `token_embd.weight` are one weight at two precisions, the embeddings
     are tied, with the more precise of them; a warning says which. The pad token is one that ends no
     turn (training would else mask the end of every completion), where the tokenizer has one.
-    Raises `UserError` when the file cannot be read.
+    Raises `UserError` when the file cannot be read, or has not the whole model.
     """
     _check_is_gguf(file)
     folder = cache_folder() / f"{file.stem}-{sha256_of(file)[:16]}-{_FORM}"
@@ -65,6 +67,8 @@ def convert_gguf(file: Path) -> Path:
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         convert_to(file, partial)
+    except NotWholeError as error:
+        raise UserError(f"{file} {error}") from error
     except Exception as error:  # the readers' own errors are many and share no base class
         raise UserError(f"{file} cannot be read or converted: {_said(error)}") from error
     else:
@@ -88,12 +92,11 @@ def convert_to(file: Path, folder: Path) -> Any:
             _log.warning("%s: %s", file.name, twins)
         tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
         config = _config(file, reader)
-        model = AutoModelForCausalLM.from_pretrained(
-            **place,
+        model = load_whole(
+            str(file.parent),
+            gguf_file=file.name,
             config=config,
-            dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
-            trust_remote_code=False,
         )
     if kind == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -129,6 +132,8 @@ def gguf_config(file: Path) -> Any:
         with _opened_once(file) as reader:
             _one_weight_twice(reader)
             return _config(file, reader)
+    except NotWholeError as error:
+        raise UserError(f"{file} {error}") from error
     except Exception as error:  # as above
         raise UserError(f"{file} cannot be read: {_said(error)}") from error
 
@@ -206,10 +211,16 @@ def _said(error: Exception) -> str:
 def _opened_once(file: Path) -> Iterator[Any]:
     """Yield a reader of the file, which transformers, too, is given inside when it opens one.
 
-    It does so three times, and reading 150,000 tokens and merges takes 10 s each time.
+    It does so three times, and reading 150,000 tokens and merges takes 10 s each time. Raises
+    `NotWholeError` for one of several files that a policy is divided into.
     """
     own = gguf.GGUFReader
     reader = _plain_reader()(file)
+    if (parts := _value(reader, _PARTS) or 1) > 1:
+        raise NotWholeError(
+            f"is one of {parts} files that the policy is split into: put them together "
+            "(llama-gguf-split --merge FIRST.gguf WHOLE.gguf), and give the whole"
+        )
     gguf.GGUFReader = lambda *_: reader
     try:
         yield reader

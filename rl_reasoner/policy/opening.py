@@ -32,6 +32,7 @@ from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.policy.names import locate
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import scratch_policy
+from rl_reasoner.policy.whole import NotWholeError, load_whole
 
 # What the readers of a policy's files raise for files that are damaged, or not of their kind.
 UNREADABLE = (
@@ -101,9 +102,9 @@ def _open_pretrained(path: str, source: str) -> Policy:
         else:
             config = load_config(path)
             with whole_blocks() if has_fp8_weights(config) else nullcontext():
-                model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=torch.float32, config=config, trust_remote_code=False
-                )
+                model = load_whole(path, config=config)
+    except NotWholeError as error:
+        raise UserError(f"policy {source!r} {error}") from error
     except UNREADABLE as error:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
         raise UserError(f"policy {source!r} {where}: {reason_of(error)}") from error

@@ -50,9 +50,14 @@ def write(
     head: tuple[Any, Q] | None = None,
     scaling: Mapping[str, Any] | None = None,
     rope: Mapping[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+    parts: int = 1,
     **numbers: str,
 ) -> dict[str, Any]:
-    """A llama of one layer; `embedding` and `head` are weights with their precisions."""
+    """A llama of one layer; `embedding` and `head` are weights with their precisions.
+
+    `without` names tensors that are left out; of several `parts` the file is the first.
+    """
     tokens = [*special, *ALPHABET, "ĊĊ"]
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("made up")
@@ -76,6 +81,9 @@ def write(
         if token is not None:
             add(tokens.index(token))
     add_scaling(writer, scaling)
+    if parts > 1:
+        writer.add_uint16("split.no", 0)
+        writer.add_uint16("split.count", parts)
     for key, token in numbers.items():
         writer.add_uint32(f"tokenizer.ggml.{key}", tokens.index(token))
     made = {"token_embd.weight": embedding or (weight(len(tokens), HIDDEN), Q.F32)}
@@ -90,7 +98,7 @@ def write(
         made[f"{name}.weight"] = (np.ones(HIDDEN, dtype=np.float32), Q.F32)
     for name, values in (rope or {}).items():
         made[name] = (np.asarray(values, dtype=np.float32), Q.F32)
-    for name, (values, precision) in made.items():
+    for name, (values, precision) in ((n, t) for n, t in made.items() if n not in without):
         writer.add_tensor(name, gguf.quantize(values, precision), raw_dtype=precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -161,6 +169,33 @@ def test_a_file_without_a_head_is_tied_and_needs_no_word(
     assert model.config.tie_word_embeddings and not caplog.text
     stored = torch.from_numpy(gguf.dequantize(gguf.quantize(one, Q.Q8_0), Q.Q8_0))
     assert torch.equal(model.lm_head.weight.detach(), stored)
+
+
+def test_a_file_that_lacks_weights_is_refused_and_nothing_of_it_is_kept(
+    tmp_path: Path, cache: Path
+) -> None:
+    """They would be random, and a policy of them would be trained."""
+    write(tmp_path / "torn.gguf", without=("blk.0.attn_q.weight",))
+    one = r"torn\.gguf lacks weights of its model \(model\.layers\.0\.self_attn\.q_proj\.weight\)"
+    with pytest.raises(UserError, match=one):
+        open_policy(str(tmp_path / "torn.gguf"), device="cpu")
+    four = ("blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_norm", "output_norm")
+    write(tmp_path / "less.gguf", without=tuple(f"{name}.weight" for name in four))
+    with pytest.raises(
+        UserError, match=r"\(model\.layers\.0\.input_layernorm\.weight, .* 1 more\)"
+    ):
+        open_policy(str(tmp_path / "less.gguf"), device="cpu")
+    assert not [*cache.glob("*")]
+
+
+def test_one_file_of_a_split_policy_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "big-00001-of-00002.gguf"
+    write(file, parts=2, without=("blk.0.ffn_down.weight", "output_norm.weight"))
+    words = r"big-00001-of-00002\.gguf is one of 2 files .* \(llama-gguf-split --merge"
+    with pytest.raises(UserError, match=words):
+        open_policy(str(file), device="cpu")
+    with pytest.raises(UserError, match=words):
+        shape_of(str(file))
 
 
 def test_a_file_is_planned_by_its_configuration(

@@ -1,0 +1,65 @@
+"""A folder opens as a policy with all its weights, or not: what it lacks would be random."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rl_reasoner import open_policy
+from rl_reasoner.errors import UserError
+
+
+def saved(name: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file of weights of a scratch policy that is saved, and what is in it."""
+    open_policy(f"scratch:{name}", device="cpu").save(folder)
+    file = folder / "model.safetensors"
+    return file, load_file(file)
+
+
+def put(file: Path, weights: dict[str, torch.Tensor]) -> None:
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def refused(folder: Path, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        open_policy(str(folder), device="cpu")
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    file, weights = saved("dense-tiny", tmp_path)
+    lost = "model.layers.1.self_attn.o_proj.weight"
+    put(file, {name: tensor for name, tensor in weights.items() if name != lost})
+    refused(tmp_path, rf"lacks weights of its model \({lost}\)")
+    put(file, {name: tensor for name, tensor in weights.items() if ".layers.1." not in name})
+    refused(tmp_path, r"lacks weights of its model \(.*, .*, .* and \d+ more\)")
+
+
+def test_a_tied_head_is_not_lacking(tmp_path: Path) -> None:
+    """The scratch policies tie theirs; untied by its config alone, it would be random."""
+    file, weights = saved("dense-tiny", tmp_path)
+    assert "lm_head.weight" not in weights
+    assert open_policy(str(tmp_path), device="cpu").model.config.tie_word_embeddings
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    refused(tmp_path, r"lacks weights of its model \(lm_head\.weight\)")
+    put(file, {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1})
+    assert not open_policy(str(tmp_path), device="cpu").model.config.tie_word_embeddings
+
+
+def test_weights_of_other_sizes_are_one_message(tmp_path: Path) -> None:
+    file, weights = saved("dense-tiny", tmp_path)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    put(file, {**weights, name: torch.zeros(3)})
+    refused(tmp_path, rf"has weights of other sizes than its config says \({name}\)")
+
+
+def test_a_mixture_that_lost_an_expert_is_refused(tmp_path: Path) -> None:
+    file, weights = saved("moe-tiny", tmp_path)
+    lost = "model.layers.0.mlp.experts.3.down_proj.weight"
+    put(file, {name: tensor for name, tensor in weights.items() if name != lost})
+    refused(tmp_path, r"of other sizes than its config says \(model\.layers\.0\.mlp\.experts")
+    part = weights["model.layers.0.mlp.experts.3.up_proj.weight"]
+    put(file, {**weights, "model.layers.0.mlp.experts.3.up_proj.weight": part[:, :-1].contiguous()})
+    refused(tmp_path, "has weights that do not fit the sizes of its config")
