@@ -18,7 +18,7 @@ import cloudpickle
 
 from rl_reasoner.scoring.beside import stay_beside
 from rl_reasoner.scoring.registry import import_module_of
-from rl_reasoner.scoring.reward import FILE_MODULE, Reward
+from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import TEXT, reward_from_source
 
 MOST_BYTES = 1 << 20
@@ -38,8 +38,29 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
+class Around:
+    """A function of trl's form that calls the reward `fn`: `how(fn, completions=…, **columns)`.
+
+    `how` is a function of an installed module. The reward travels as it does alone: a copy of both
+    would name the module of a file, which no worker has.
+    """
+
+    def __init__(self, fn: Callable[..., Any], how: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.how = how
+        self.__name__ = name_of(fn)
+
+    def __call__(self, completions: Any, **columns: Any) -> Any:
+        return self.how(self.fn, completions=completions, **columns)
+
+
 def pack_reward(fn: Callable[..., Any]) -> dict[str, Any] | str:
     """What a worker needs to have `fn`, as JSON values for `unpack_reward`; or why it cannot."""
+    if isinstance(fn, Around):
+        inner = pack_reward(fn.fn)
+        if isinstance(inner, str):
+            return inner
+        return {"around": inner, "module": fn.how.__module__, "name": fn.how.__name__}
     target, many, options = (
         (fn.fn, fn.many, fn.options) if isinstance(fn, Reward) else (fn, None, {})
     )
@@ -61,6 +82,9 @@ def pack_reward(fn: Callable[..., Any]) -> dict[str, Any] | str:
 
 def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
     """The reward that `pack_reward` described, in this process."""
+    if "around" in packed:
+        module = import_module_of(packed["module"], packed["module"])
+        return Around(unpack_reward(packed["around"]), getattr(module, packed["name"]))
     if "copy" in packed:
         return cast(Callable[..., Any], pickle.loads(_bytes(packed["copy"])))  # noqa: S301 (the parent's)
     fn: Any
@@ -81,6 +105,8 @@ def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
 
 def snapshot(packed: Mapping[str, Any], fn: Callable[..., Any]) -> bytes:
     """What `fn` holds, where it is a copy: other bytes after a call than before show its state."""
+    if isinstance(fn, Around):
+        return snapshot(packed["around"], fn.fn)
     if "copy" not in packed:
         return b""
     try:

@@ -15,10 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rl_reasoner.dataset.rows import lint
-from rl_reasoner.dataset.sets import read_rows
-from rl_reasoner.dataset.tasks.generate import TASKS, generate_problems
-from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.batch import POLICY_TEXT
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import failed, outcome_json, usable
@@ -28,10 +24,10 @@ from rl_reasoner.testing import probes
 from rl_reasoner.testing.apart import tell_apart
 from rl_reasoner.testing.findings import Finding, Report, Status
 from rl_reasoner.testing.first_call import first_call
+from rl_reasoner.testing.rows import rows_for
 from rl_reasoner.testing.wrappers import threaded, watched
 from rl_reasoner.types import Fault, Outcome, Row
 
-ROWS = 8
 SLOW_S = 0.5
 """The 99th percentile of a call's seconds above which a reward is called slow."""
 _NO_SCORE = "nothing was judged: no completion got a score"
@@ -58,7 +54,7 @@ def examine(
     `data` are rows with the reward's columns, or their file; by default rows of the first task that
     has them. `timeout_s` bounds each call. Raises `UserError` where rows cannot be had.
     """
-    rows = _rows(fn, data)
+    rows = rows_for(fn, data)
     limits = Limits(timeout_s=timeout_s, batch_timeout_s=12 * timeout_s, memory_mb=2048)
     report, runner = Report(name_of(fn)), Runner(fn, limits)
     try:
@@ -93,30 +89,6 @@ def examine(
     finally:
         runner.close()
     return report
-
-
-def _rows(fn: Callable[..., Any], data: Sequence[Row] | str | None) -> list[Row]:
-    """Rows with the columns that `fn` names, their answers all different."""
-    named = fn.columns if isinstance(fn, Reward) else ["answer"]
-    columns = [column for column in named if column not in ("prompt", POLICY_TEXT)]
-    if data is not None:
-        rows = [dict(row) for row in (read_rows(data) if isinstance(data, str) else data)]
-        rows = [row for row in rows if "problem" not in row or lint([row], "data")[0]]
-    else:
-        drawn = (generate_problems(task, split="train", count=4 * ROWS, seed=0) for task in TASKS)
-        tables = ([problem.row() for problem in problems] for problems in drawn)
-        rows = next((rows for rows in tables if all(c in rows[0] for c in columns)), [])
-    missing = [c for c in columns if not rows or c not in rows[0]]
-    if missing:
-        raise UserError(
-            f"reward {name_of(fn)} needs the column {missing[0]!r}, which no built-in task has: "
-            "give rows that have it with --data FILE"
-        )
-    different = {str(row.get("answer", index)): row for index, row in enumerate(rows)}
-    chosen = list(different.values())[:ROWS]
-    if len(chosen) < 3:
-        raise UserError("the kit needs at least three rows with different answers")
-    return chosen
 
 
 @dataclass
@@ -166,25 +138,29 @@ class _Kit:
     # -------------------------------------------------------------------------- calling it
 
     def score(
-        self, texts: Sequence[str], rows: Sequence[Row] | None = None, fn: Any = None
+        self, texts: Sequence[str], rows: Sequence[Row] | None = None, runner: Runner | None = None
     ) -> list[Outcome]:
-        """Outcomes for texts, by default all for the first row; `fn` stands in for the reward.
+        """Outcomes for texts, by default all for the first row; of another `runner`, if given.
 
         A group reward sees each text beside a right answer of its row.
         """
         rows = rows or [self.rows[0]] * len(texts)
         prompts: list[Any] = [str(row.get("problem", "")) for row in rows]
         if not getattr(self.fn, "group", False):
-            return self._outcomes(texts, rows, prompts, fn)
+            return self._outcomes(texts, rows, prompts, runner)
         # blanks behind the prompts keep groups of one row apart
         prompts = [f"{prompt}{' ' * i}" for i, prompt in enumerate(prompts) for _ in range(2)]
         beside = [
             one for text, row in zip(texts, rows, strict=True) for one in (text, self.form(row))
         ]
-        return self._outcomes(beside, [row for row in rows for _ in range(2)], prompts, fn)[::2]
+        return self._outcomes(beside, [row for row in rows for _ in range(2)], prompts, runner)[::2]
 
     def _outcomes(
-        self, texts: Sequence[str], rows: Sequence[Row], prompts: list[Any], fn: Any
+        self,
+        texts: Sequence[str],
+        rows: Sequence[Row],
+        prompts: list[Any],
+        runner: Runner | None,
     ) -> list[Outcome]:
         columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in rows[0]}
         completions: list[Any] = list(texts)
@@ -196,13 +172,7 @@ class _Kit:
             columns.pop("completion", None)
             columns |= {"completion_ids": [[0]] * len(texts), "trainer_state": _State()}
             columns |= {name: lambda *logged: None for name in ("log_metric", "log_extra")}
-        if fn is None:
-            return self.runner.score(completions, columns)
-        runner = Runner(fn, self.limits)
-        try:
-            return runner.score(completions, columns)
-        finally:
-            runner.close()
+        return (runner or self.runner).score(completions, columns)
 
     def _sample(self) -> tuple[list[str], list[Row]]:
         """Right, wrong and neutral completions with their rows, for the checks of behaviour."""
@@ -312,14 +282,24 @@ class _Kit:
         self, check: str, watching: Callable[[Callable[..., Any]], Any], wrong: str
     ) -> Finding:
         """Whether `watching` the reward gives 1.0 for all rows on which it does not fail."""
+        here = Finding(check, "skipped", "it runs in this process")
         if self.runner.here:
-            return Finding(check, "skipped", "it runs in this process")
+            return here
         texts, rows = self._scored()
         if not texts:
             return Finding(check, "skipped", "it fails on every row")
-        for text, outcome in zip(texts, self.score(texts, rows, watching(self.fn)), strict=True):
+        watcher = watching(self.fn)  # a runner does not hold it
+        runner = Runner(watcher, self.limits)
+        try:
+            outcomes = [] if runner.here else self.score(texts, rows, runner)
+        finally:
+            runner.close()
+        if runner.here:
+            return here
+        for text, outcome in zip(texts, outcomes, strict=True):
             if usable(outcome) != 1.0:
-                return Finding(check, "failed", wrong, text)
+                why = outcome_json(outcome)["reason"] if failed(outcome) else wrong
+                return Finding(check, "failed", why, text)
         return Finding(check, "passed")
 
     def latency(self) -> Finding:
