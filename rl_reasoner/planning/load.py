@@ -80,7 +80,7 @@ def load_of_step(
     beside = vllm if vllm and vllm.mode == "colocate" else None
     if beside and gpus % beside.gpus:
         raise UserError(
-            f"stage {stage.name}: {gpus} GPUs are not a multiple of vllm.gpus {beside.gpus}: each "
+            f"stage {stage.name}: --gpus {gpus} is not a multiple of vllm.gpus {beside.gpus}: each "
             "engine has as many"
         )
     servers = (servers or gpus) if vllm and not beside else 0

@@ -130,7 +130,7 @@ def test_mistakes_in_a_plan_are_said(tmp_path: Any) -> None:
 def test_engines_that_do_not_divide_among_the_gpus_are_refused(
     tmp_path: Path, gpus: int, engine: int
 ) -> None:
-    said = f"stage grpo: {gpus} GPUs are not a multiple of vllm.gpus {engine}"
+    said = f"stage grpo: --gpus {gpus} is not a multiple of vllm.gpus {engine}"
     group = {"size": 8, "prompts": 16}
     with pytest.raises(UserError, match=said):
         plan(recipe(tmp_path, grpo(group=group, vllm={"gpus": engine})), gpus, "H100")
