@@ -19,15 +19,17 @@ _PYTHON = {"python", "python3", "py", "py3"}
 
 @dataclass(frozen=True, slots=True)
 class FencedBlock:
-    """A block: the language of its fence ("" without), its text, and where its first line begins.
+    """A block: the language of its fence ("" without), its text, and where its lines are.
 
-    `start` counts the characters of the whole text; `indent` is what stands before the fence, and
-    is left out of the block's lines.
+    `start` and `end` count the characters of the whole text: the block's first line begins at
+    `start`, the closing fence stands at `end`, or in the line that ends there. `indent` is what
+    stands before the fence, and is left out of the block's lines.
     """
 
     language: str
     code: str
     start: int
+    end: int
     indent: str
 
 
@@ -42,37 +44,40 @@ def fenced_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
     found: list[FencedBlock] = []
     opened: re.Match[str] | None = None
     cut: list[str] | None = None  # the block's lines, up to a fence at the end of one
-    tried = start = at = edge = 0  # edge: the column that a fence is measured from
+    tried = start = at = edge = cut_at = 0  # edge: the column that a fence is measured from
     in_list = False
     lines: list[str] = []
 
-    def block(by: re.Match[str], inside: list[str]) -> FencedBlock:
-        return FencedBlock(by[3], "\n".join(_without(by[1], line) for line in inside), start, by[1])
+    def block(by: re.Match[str], inside: list[str], end: int) -> FencedBlock:
+        code = "\n".join(_without(by[1], line) for line in inside)
+        return FencedBlock(by[3], code, start, end, by[1])
 
     for line in text.split("\n"):
         at += len(line) + 1
         fence = _FENCE.fullmatch(line)
-        if fence and (opened or not in_list) and _column(fence[1]) > edge + _DEEPER:
+        if fence and (opened or not in_list) and column_of(fence[1]) > edge + _DEEPER:
             fence = None
         if opened and fence and fence[2].startswith(opened[2]) and not fence[3]:
-            found.append(block(opened, lines))
+            found.append(block(opened, lines, at - len(line) - 1))
             opened, edge, cut = None, 0, None
         elif fence and (fence[3] or not opened):
             if opened and cut is not None:
-                found.append(block(opened, cut))
-            opened, start, lines, edge, cut = fence, at, [], _column(fence[1]), None
+                found.append(block(opened, cut, cut_at))
+            opened, start, lines, edge, cut = fence, at, [], column_of(fence[1]), None
             tried = 0
         elif opened:
             last = _before_fence(line, opened[2]) if cut is None and tried < _MOST_ENDS else ""
             if last:
                 tried += 1
-                cut = [*lines, last] if _is_whole(block(opened, [*lines, last])) else None
+                cut_at = at - 1
+                cut = [*lines, last] if _is_whole(block(opened, [*lines, last], cut_at)) else None
             lines.append(line)
-            edge = min(edge, _column(line)) if line.strip() else edge
+            edge = min(edge, column_of(line)) if line.strip() else edge
         elif line.strip():
             in_list = bool(_ITEM.match(line)) or (in_list and line[0] in " \t")
     if opened and (unclosed or cut is not None):
-        found.append(block(opened, lines if cut is None else cut))
+        whole = (lines, len(text)) if cut is None else (cut, cut_at)
+        found.append(block(opened, *whole))
     return found
 
 
@@ -114,7 +119,7 @@ def python_blocks(text: str, *, unclosed: bool = False) -> list[FencedBlock]:
     return tagged or [block for block in found if not block.language]
 
 
-def _column(line: str) -> int:
+def column_of(line: str) -> int:
     """The column that a line's text begins in; a tab goes to the next multiple of four."""
     expanded = line.expandtabs(4)
     return len(expanded) - len(expanded.lstrip(" "))

@@ -6,6 +6,9 @@ kind, raises nothing, and takes time linear in it. Knows nothing of rewards.
 
 import re
 import unicodedata
+from bisect import bisect_right
+
+from rl_reasoner.language.fences import column_of, fenced_blocks
 
 # Scripts without spaces, whose characters count as words: Han (with extensions), kana, bopomofo.
 IDEOGRAPHS = (
@@ -41,11 +44,15 @@ _NEVER_ENDS, _MAY_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
 _BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
 _LAST_WORD = 24  # characters before a mark that are looked at
 _CLOSERS = "\"'”’»)]}」』】）*_"
+_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
+_BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
+_LAST_WORD = 24  # characters before a mark that are looked at
+_CLOSERS = "\"'”’»)]}」』】）*_"
 _END = re.compile(rf"(?P<wide>[。！？｡]+)[{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*")
 _BULLET = re.compile(r"[ \t]*(?:[-*+–][ \t]+|[•·・‣◦▪●○]\s*)(?=\S)")
 _NUMBERED = re.compile(r"[ \t]*\(?(\d{1,4})(?:[.)](?=[ \t])|[．、）])[ \t]*(?=\S)")
 _RULE = re.compile(r"[ \t]*([-*_=•·])(?:[ \t]*\1){2,}[ \t]*")
-_FENCE = re.compile(r" {0,3}(?:```|~~~)")
+_NESTED = 2  # columns that an item of a list within an item is further in, at least
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
 
 
@@ -171,17 +178,34 @@ def bullets(text: str) -> list[str]:
 
 
 def numbered(text: str) -> list[int]:
-    """The numbers of the items of numbered lists: lines such as `1. …`, `2) …`, `3、…`."""
-    return [int(mark[1]) for _, mark in _lines(text, _NUMBERED)]
+    """The numbers of the items of numbered lists: lines such as `1. …`, `2) …`, `3、…`.
+
+    A list within an item does not count: it is further in, and does not go on with the numbers.
+    """
+    numbers: list[int] = []
+    outermost, within = 1000, False
+    for line, mark in _lines(text, _NUMBERED):
+        number, column = int(mark[1]), column_of(line)
+        further_in = bool(numbers) and column >= outermost + _NESTED
+        within = further_in and (within or number != numbers[-1] + 1)
+        if not within:
+            numbers.append(number)
+            outermost = min(outermost, column)
+    return numbers
 
 
 def _lines(text: str, kind: re.Pattern[str]) -> list[tuple[str, re.Match[str]]]:
-    items, fenced = [], False
-    for line in normalised(text).split("\n"):
-        if _FENCE.match(line):
-            fenced = not fenced
-        elif not fenced and not _RULE.fullmatch(line) and (mark := kind.match(line)):
+    """The lines of a text, outside of its code blocks, that begin as `kind` does."""
+    text = normalised(text)
+    blocks = fenced_blocks(text, unclosed=True)
+    starts = [block.start for block in blocks]
+    items, at = [], 0
+    for line in text.split("\n"):
+        before = bisect_right(starts, at)
+        fenced = before and at < blocks[before - 1].end
+        if not fenced and not _RULE.fullmatch(line) and (mark := kind.match(line)):
             items.append((line, mark))
+        at += len(line) + 1
     return items
 
 
