@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.language.fences import fenced_blocks
 from rl_reasoner.language.identification import check_language, language_share
 from rl_reasoner.language.units import (
     bullets,
@@ -25,6 +26,7 @@ from rl_reasoner.language.units import (
     ideographs,
     normalised,
     numbered,
+    one_line_end,
     paragraphs,
     sentences,
     words_of,
@@ -44,12 +46,14 @@ class Kind:
     """A kind of instruction: `check(text, args)`, and its arguments.
 
     Each argument has a reader, which returns the value as it is used or raises ValueError with
-    what was expected; those in `optional` have a value for where they are left out.
+    what was expected; those in `optional` have a value for where they are left out. The text is
+    `normalised`, or for a kind that reads it `as_written` has one kind of line end alone.
     """
 
     check: Callable[[str, Args], Followed]
     arguments: Mapping[str, Callable[[Any], Any]]
     optional: Mapping[str, Any]
+    as_written: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Instruction:
     args: Args
 
     def check(self, text: str) -> Followed:
-        """Whether `text`, the whole response `normalised`, follows it; and why."""
+        """Whether `text`, the whole response as its kind reads it, follows it; and why."""
         return KINDS[self.name].check(text, self.args)
 
 
@@ -79,13 +83,15 @@ def verdicts(response: str, instructions: Sequence[Instruction], loose: bool) ->
     text = normalised(response).strip()
     if not text:
         return [(False, "there is no response")] * len(instructions)
-    strict = [instruction.check(text) for instruction in instructions]
+    written = one_line_end(response).strip()
+    read = [written if KINDS[one.name].as_written else text for one in instructions]
+    strict = [one.check(own) for one, own in zip(instructions, read, strict=True)]
     if not loose or all(followed for followed, _ in strict):
         return strict
-    others = list(_variants(text))
+    others = {own: list(_variants(own)) for own in {*read}}
     return [
-        one if one[0] else next((v for v in map(instruction.check, others) if v[0]), one)
-        for instruction, one in zip(instructions, strict, strict=True)
+        one if one[0] else next((v for v in map(instruction.check, others[own]) if v[0]), one)
+        for instruction, own, one in zip(instructions, read, strict, strict=True)
     ]
 
 
@@ -384,7 +390,6 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
 }
 _DEEPEST = 5  # of a schema
-_FENCED = re.compile(r"```[ \t]*+(?:json|JSON|Json)?[ \t]*+\n(.*)\n[ \t]*```", re.DOTALL)
 
 
 def _schema(value: Any, depth: int = 0) -> Any:
@@ -405,14 +410,21 @@ def _flag(value: Any) -> bool:
 
 
 def _json(text: str, args: Args) -> Followed:
-    fenced = _FENCED.fullmatch(text)
     try:
-        inner = fenced[1] if fenced else text
-        value = json.loads(inner, parse_constant=_refused, object_pairs_hook=_object)
+        value = json.loads(_without_fence(text), parse_constant=_refused, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return False, f"not JSON: {error}"[:100]
     wrong = _against(value, args["schema"], args["only"], "it")
     return not wrong, wrong or "JSON as asked"
+
+
+def _without_fence(text: str) -> str:
+    """What is in the fence of a text that is one block, of JSON or of no language; else `text`."""
+    for block in fenced_blocks(text)[:1]:
+        whole = text.count("\n", 0, block.start) == 1 and "\n" not in text[block.end :]
+        if whole and block.language.lower() in ("json", ""):
+            return block.code
+    return text
 
 
 def _refused(constant: str) -> None:
@@ -473,6 +485,6 @@ KINDS: dict[str, Kind] = {
     "choice": Kind(_choice, {"options": _texts}, {}),
     "paragraph_starts": Kind(_paragraph_starts, {"paragraph": _number, "word": _text}, {}),
     "language": Kind(_in_language, {"language": _language}, {}),
-    "json": Kind(_json, {"schema": _schema, "only": _flag}, {"schema": "any", "only": False}),
+    "json": Kind(_json, {"schema": _schema, "only": _flag}, {"schema": "any", "only": False}, True),
 }
 """Every kind of instruction by name."""

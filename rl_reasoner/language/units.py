@@ -61,11 +61,16 @@ def normalised(text: str) -> str:
 
     Chinese punctuation stays wide. Surrogates, which are no characters, become question marks.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_UNSEEN)
+    text = one_line_end(text).translate(_UNSEEN)
     if text.isascii():
         return text
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return unicodedata.normalize("NFC", text.translate(_NARROW))
+
+
+def one_line_end(text: str) -> str:
+    """`text` with every line end as \\n, and else as it is written."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 # Full-width letters, digits and signs, but the punctuation that Chinese is written with.
