@@ -14,7 +14,7 @@ from typing import ClassVar
 from rl_reasoner.judging.prompts import speaks_to_a_judge
 
 _MOST = 40_000  # characters that are read, from the start: padding repeats itself soon
-_SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？]+[\"')\]]*|\n|$)[ \t]*")
+_SENTENCE = re.compile(r"[^.!?。！？।॥؟۔\n]*(?:[.!?。！？।॥؟۔]+[\"')\]]*|\n|$)[ \t]*")
 _GOOD = (
     r"(?:correct|right|accurate|perfect|excellent|great|outstanding|superb|brilliant|flawless|"
     r"best|ideal|complete|comprehensive|thorough|insightful|exceptional|amazing|wonderful|"

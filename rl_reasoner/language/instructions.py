@@ -20,6 +20,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.language.fences import fenced_blocks
 from rl_reasoner.language.identification import check_language, language_share
 from rl_reasoner.language.units import (
+    UNSPACED,
     bullets,
     comparable,
     has_word,
@@ -249,7 +250,7 @@ def _value(numeral: str) -> int:
 _PLACEHOLDER = re.compile(r"\[([^\[\]\n]{1,80})\](?!\()")
 _HIGHLIGHT = re.compile(
     r"(?<!\*)\*\*(?=[^*\s])[^*\n]{1,2000}\*\*(?!\*)"
-    r"|(?<![*\w])\*(?=[^*\s])[^*\n]{0,2000}(?<=[^\s*])\*(?![*\w])"
+    rf"|(?<!\*)(?<![^\W{UNSPACED}])\*(?=[^*\s])[^*\n]{{0,2000}}(?<=[^\s*])\*(?![^\W{UNSPACED}]|\*)"
 )
 
 

@@ -15,6 +15,10 @@ IDEOGRAPHS = (
     "\u3005-\u3007\u3021-\u3029\u3040-\u30fa\u30fc-\u30ff\u3105-\u312f\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
 )
+# Scripts in which a word may stand close to the next one, or a particle to its word.
+UNSPACED = (
+    IDEOGRAPHS + "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3130-\u318f\uac00-\ud7af"
+)
 # Signs within words that Python does not take for letters: accents, Indic, Arabic, Thai vowels.
 _MARKS = (
     "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a"
@@ -44,13 +48,12 @@ _NEVER_ENDS, _MAY_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
 _BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
 _LAST_WORD = 24  # characters before a mark that are looked at
 _CLOSERS = "\"'”’»)]}」』】）*_"
-_END = frozenset(_NEVER.split()), frozenset(_MAY.split())
-_BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
-_LAST_WORD = 24  # characters before a mark that are looked at
-_CLOSERS = "\"'”’»)]}」』】）*_"
-_END = re.compile(rf"(?P<wide>[。！？｡]+)[{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*")
+_CLOSED = f"[{re.escape(_CLOSERS)}]*"
+_END = re.compile(
+    rf"(?P<wide>[。！？｡।؟]+){_CLOSED}|(?:[.!?…۔॥]+|(?<=[\u0370-\u03ff\u1f00-\u1fff]);){_CLOSED}"
+)
 _BULLET = re.compile(r"[ \t]*(?:[-*+–][ \t]+|[•·・‣◦▪●○]\s*)(?=\S)")
-_NUMBERED = re.compile(r"[ \t]*\(?(\d{1,4})(?:[.)](?=[ \t])|[．、）])[ \t]*(?=\S)")
+_NUMBERED = re.compile(r"[ \t]*[(（]?(\d{1,4})(?:[.)](?=[ \t])|[．、）])[ \t]*(?=\S)")
 _RULE = re.compile(r"[ \t]*([-*_=•·])(?:[ \t]*\1){2,}[ \t]*")
 _NESTED = 2  # columns that an item of a list within an item is further in, at least
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]")
@@ -106,9 +109,9 @@ def paragraphs(text: str) -> list[str]:
 def sentences(text: str) -> list[str]:
     """The sentences of a text.
 
-    They end with . ! ? and blanks behind it, or with 。！？ whatever follows. Points of
-    abbreviations, initials, numbers and ellipses within a sentence end none. A paragraph, a
-    heading and an item of a list end one too, and count where there is a word in them.
+    They end with . ! ? ۔ ॥ (in Greek also with ;) and blanks behind it, or with 。！？।؟ whatever
+    follows. Points of abbreviations, initials, numbers and ellipses within a sentence end none. A
+    paragraph, a heading and an item of a list end one too, and count where a word is in them.
     """
     pieces: list[str] = []
     for block in paragraphs(text):
