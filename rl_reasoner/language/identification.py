@@ -78,6 +78,7 @@ _SENTENCE = re.compile(r"[^.!?。！？…\n]*[.!?。！？…\n]*")
 # over several lines.
 _MARKED = {
     "```": ("```", 20_000, True),
+    "~~~": ("~~~", 20_000, True),  # where it begins a line: in Chinese, ~~~ is a tone
     "`": ("`", 400, False),
     "$$": ("$$", 4000, True),
     "$": ("$", 1000, False),
@@ -90,7 +91,10 @@ _MARKED = {
     "《": ("》", 100, False),
     "«": ("»", 300, False),
 }
-_OPENS = re.compile("|".join(map(re.escape, _MARKED)))
+_OPENS = re.compile(
+    "|".join(rf"^[ \t]{{0,12}}{mark}" if mark == "~~~" else re.escape(mark) for mark in _MARKED),
+    re.MULTILINE,
+)
 _NO_LANGUAGE = re.compile(  # LaTeX commands, tags, addresses
     r"\\[A-Za-z]+|</?[A-Za-z][\w-]{0,30}>|https?://[^\s\u3000-\u9fff]{1,2000}"
     r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,64}\.[\w.]{1,64}"
@@ -152,7 +156,7 @@ def _unmarked(text: str) -> str:
     """`text` without what is enclosed by the marks of formulas, code and quotations."""
     kept, at = [], 0
     while opened := _OPENS.search(text, at):
-        close, most, lines = _MARKED[opened[0]]
+        close, most, lines = _MARKED[opened[0].lstrip(" \t")]
         start = opened.end()
         end = text.find(close, start, start + most)
         whole = end >= 0 and (lines or text.find("\n", start, end) < 0)

@@ -32,6 +32,17 @@ def test_the_share_of_a_text_is_near_the_one_counted_by_hand(row: dict[str, Any]
         assert found == pytest.approx(row["share"], abs=0.12)
 
 
+@pytest.mark.parametrize("fence", ["```", "~~~", "~~~~", "   ~~~"])
+def test_code_between_fences_of_either_kind_is_of_no_language(fence: str) -> None:
+    code = f"{fence}python\nfor item in the_list:\n    print(item and not the other)\n{fence}"
+    assert language_share(f"我们先写一个程序。\n{code}\n然后得到答案。", "zh").value == 1.0
+
+
+def test_tildes_within_a_line_are_no_fence() -> None:
+    share = language_share("好的~~~ let us see what this is about ~~~ 好的", "zh").value
+    assert share is not None and share < 0.5
+
+
 @given(st.text(max_size=300), st.sampled_from(sorted(LANGUAGES)))
 def test_any_text_has_a_share(text: str, language: str) -> None:
     found = language_share(text, language)
