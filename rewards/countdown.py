@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from rl_reasoner import Score, reward
+from rl_reasoner.answers.extraction.extract import spoken
 
 MAX_CHARS = 200
 MAX_OPEN = 30
@@ -26,13 +27,16 @@ _TOKEN = re.compile(r"[0-9]+|\S")
 def countdown(completion: str, numbers: list[int], target: int) -> Score:
     """1.0 when the answer, an expression with + - * / of `numbers`, has the value `target`.
 
-    Each number may be used as often as it is given, at most. The answer is the content of the last
-    `<answer>...</answer>` or `\\boxed{...}`, or else the last line with text. Columns that are
-    text, as in CSV, are read as JSON.
+    Each number may be used as often as it is given, at most. The answer stands behind the
+    reasoning: the content of the last `<answer>...</answer>` or `\\boxed{...}`, or else the last
+    line with text. Columns that are text, as in CSV, are read as JSON.
     """
     given, aim = Counter(_numbers(numbers)), _number(target, "target")
-    marked = _ANSWER.findall(completion)
-    lines = completion.strip().splitlines()
+    said = spoken(completion)
+    if said is None:
+        return Score(0.0, "no final answer: the reasoning never ends")
+    marked = _ANSWER.findall(said)
+    lines = said.strip().splitlines()
     text = ("".join(marked[-1]) if marked else lines[-1] if lines else "").strip()
     if len(text) > MAX_CHARS:
         return Score(0.0, f"the answer has {len(text)} characters, at most {MAX_CHARS} are read")

@@ -5,7 +5,7 @@ its text, `parsing` reads it into a `tree`, `equality` compares it with the gold
 puts the result in words. All of that is plain, bounded work in this process. Only where letters
 must be whole numbers, or sums and integrals are involved, is sympy asked (`second_opinion`,
 `symbolic`), in a process that is killed at its deadline (`pool`, `worker`). `batch` spreads many
-rows over such processes. A leaf: may import only the ground; torch-free.
+rows over such processes. May import only the ground and `language`; torch-free.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.language.fences import python_blocks, wrong_line
-from rl_reasoner.language.thinking import CLOSE_THINK
+from rl_reasoner.language.thinking import behind_chain, split_chain, without_answer_tags
 from rl_reasoner.sandbox.claims import check_claims
 from rl_reasoner.sandbox.columns import tests_of
 from rl_reasoner.sandbox.plans import plan_test
@@ -80,21 +80,23 @@ def continue_program(row: Mapping[str, Any], completion: str) -> str:
     is put before each fenced Python block: its imports and helpers hold, and a function written
     anew replaces the one begun. Text without a fence, or before one that only closes, is a program,
     too: up to the prose behind it where it defines `entry_point`, else the continuation, up to the
-    first line that is not indented. It is put in a block behind the problem. What stands before
-    `</think>` is left out of this. Other rows' completions come back as they are.
+    first line that is not indented. It is put in a block behind the problem. A chain of thought is
+    left out of this, and so are answer tags around what stands behind it. Other rows' completions
+    come back as they are, and those whose chain never ends.
     """
     problem, entry = str(row.get("problem")), row.get("entry_point")
     begins = re.compile(rf"^(async )?def {re.escape(str(entry))}\(", re.M)
-    if not entry or not begins.search(problem):
+    if not entry or not begins.search(problem) or behind_chain(completion) is None:
         return completion
-    thinking, closing, answer = completion.rpartition(CLOSE_THINK)
+    thinking, answer = split_chain(completion)
+    answer = without_answer_tags(answer)
     if program := _unfenced(problem, answer, begins):
-        return f"{thinking}{closing}\n```python\n{program}\n```\n"
+        return f"{thinking}\n```python\n{program}\n```\n"
     made, at = "", 0
     for block in python_blocks(answer) or python_blocks(answer, unclosed=True):
         made += answer[at : block.start] + indent(f"{problem.rstrip()}\n", block.indent)
         at = block.start
-    return thinking + closing + made + answer[at:]
+    return thinking + made + answer[at:]
 
 
 def _unfenced(problem: str, answer: str, begins: re.Pattern[str]) -> str:

@@ -27,7 +27,12 @@ from rl_reasoner.answers.extraction.extract import (
 )
 from rl_reasoner.answers.extraction.phrases import readable
 from rl_reasoner.language.fences import fenced_blocks, python_blocks
-from rl_reasoner.language.thinking import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER
+from rl_reasoner.language.thinking import (
+    CLOSE_ANSWER,
+    OPEN_ANSWER,
+    split_chain,
+    without_answer_tags,
+)
 from rl_reasoner.rewards.code_tests import program_of
 
 _TEX = (
@@ -154,7 +159,7 @@ def _programs(completion: str, options: Mapping[str, Any]) -> Iterator[PlacedAns
     defines something, and all together.
     """
     extract = options.get("extract", "last")
-    text = completion.rpartition(CLOSE_THINK)[2]
+    text = without_answer_tags(split_chain(completion)[1])
     python, all_ = (
         [block.code for block in found(text, unclosed=True) if block.code.strip()]
         for found in (python_blocks, fenced_blocks)

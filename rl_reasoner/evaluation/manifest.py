@@ -32,9 +32,12 @@ def digest_of(value: Any) -> str:
 @cache
 def verifier_version() -> str:
     """A hash over the sources of the maths verifier: it changes when a verdict might."""
-    folder = Path(__file__).parent.parent / "answers"
+    package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in (
+        *sorted((package / "answers").rglob("*.py")),
+        package / "language" / "thinking.py",
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -2,9 +2,16 @@
 
     <think>chain</think>answer        <think>chain</think><answer>answer</answer>
 
-Without tags all is answer. A chain that is never closed leaves no answer. The tags are spelled
-here and nowhere else. Pure text; never raises.
+Without tags all is answer. A chain that is never closed leaves no answer. The tags that are written
+and asked for are spelled here and nowhere else, and so are all the marks of a chain that are read,
+by the verifier too: tags of many names, and channels. Pure text; never raises.
 """
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rl_reasoner.language.fences import fenced_blocks
 
 OPEN_THINK, CLOSE_THINK, OPEN_ANSWER, CLOSE_ANSWER = TAGS = (
     "<think>",
@@ -14,6 +21,55 @@ OPEN_THINK, CLOSE_THINK, OPEN_ANSWER, CLOSE_ANSWER = TAGS = (
 )
 NO_CHAIN = OPEN_THINK + CLOSE_THINK
 """How a direct answer begins in the form with tags."""
+_MARK = re.compile(
+    r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|analysis|seed:think)>"
+    r"|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>|◁(/?)think▷",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
+)
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
+_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|`[^`\n]*+`?|“[^”\n]*+”?')
+
+
+class ChainMark(NamedTuple):
+    """A mark in a text: where it stands, and whether it ends a chain or begins one."""
+
+    start: int
+    end: int
+    ends: bool
+
+
+def chain_marks(text: str) -> Iterator[ChainMark]:
+    """The marks of `text`, in order."""
+    for mark in _MARK.finditer(text):
+        ends = "/" in (mark[1], mark[2], mark[4]) or mark[3] == "end"
+        yield ChainMark(mark.start(), mark.end(), ends)
+
+
+def without_chain_marks(text: str) -> str:
+    """`text` with a blank for each mark."""
+    return _MARK.sub(" ", text)
+
+
+def channels_as_tags(completion: str) -> str:
+    """A reply in the channels of gpt-oss ("analysis", "commentary", "final") in think tags.
+
+    Any other completion comes back as it is.
+    """
+    if not _CHANNEL.match(completion.lstrip()):
+        return completion
+    text = ""
+    for channel in _CHANNEL.finditer(completion):
+        behind = completion[channel.end() :]
+        end = _CHANNEL_END.search(behind)
+        said = behind[: end.start() if end else None]
+        if channel[1] == "final":
+            text += said
+        else:
+            text += f"<think>{said}</think>" if end else f"<think>{said}"
+    return text
 
 
 def with_tags(chain: object, answer: object) -> str:
@@ -27,26 +83,55 @@ def has_chain(completion: str) -> bool:
 
 
 def chain_of(completion: str) -> str:
-    """The chain of thought: up to the last </think>, or to the end where the tag never closes."""
-    before, closed, _ = completion.rpartition(CLOSE_THINK)
-    text = before if closed else completion
-    _, opened, inside = text.partition(OPEN_THINK)
-    return inside if opened else before
+    """The chain of thought: up to the last end of one, or to the end where it never ends.
+
+    Empty where no mark of a chain stands in the completion.
+    """
+    text = channels_as_tags(completion)
+    marks = [*chain_marks(text)]
+    if not marks:
+        return ""
+    end = max((mark.start for mark in marks if mark.ends), default=len(text))
+    begun = (mark.end for mark in marks if not mark.ends and mark.end <= end)
+    return text[next(begun, 0) : end]
+
+
+def split_chain(completion: str) -> tuple[str, str]:
+    """What stands up to the last end of a chain, that mark too, and what stands behind it."""
+    text = channels_as_tags(completion)
+    end = max((mark.end for mark in chain_marks(text) if mark.ends), default=0)
+    return text[:end], text[end:]
+
+
+def behind_chain(completion: str) -> str | None:
+    """What stands behind the chain of thought; None where one is begun that never ends.
+
+    A tag in quotes or in a block of code is spoken of, and begins none.
+    """
+    _, after = split_chain(completion)
+    return None if _begins_a_chain(after) else after
 
 
 def answer_part(completion: str) -> str:
     """What is said after the chain of thought, without answer tags around all of it."""
-    _, closed, after = completion.rpartition(CLOSE_THINK)
-    if not closed and OPEN_THINK in completion:
-        return ""
-    text = after.strip()
-    if text.startswith(OPEN_ANSWER) and text.endswith(CLOSE_ANSWER):
-        inner = text.removeprefix(OPEN_ANSWER).removesuffix(CLOSE_ANSWER)
-        return inner if OPEN_ANSWER not in inner else after
-    return after if closed else completion
+    return without_answer_tags(behind_chain(completion) or "")
 
 
-def behind_chain(completion: str) -> str | None:
-    """What stands behind the chain of thought; None where it begins with one that never closes."""
-    _, closed, after = completion.rpartition(CLOSE_THINK)
-    return None if not closed and after.lstrip().startswith(OPEN_THINK) else after
+def without_answer_tags(text: str) -> str:
+    """`text` without the one pair of answer tags that stands around all of it."""
+    bare = text.strip()
+    if not (bare.startswith(OPEN_ANSWER) and bare.endswith(CLOSE_ANSWER)):
+        return text
+    inner = bare.removeprefix(OPEN_ANSWER).removesuffix(CLOSE_ANSWER)
+    return inner if OPEN_ANSWER not in inner else text
+
+
+def _begins_a_chain(text: str) -> bool:
+    if not any(chain_marks(text)):
+        return False
+    prose, at = [], 0
+    for block in fenced_blocks(text):
+        prose.append(text[at : block.start])
+        at = block.end
+    said = _QUOTED.sub("", "".join([*prose, text[at:]]))
+    return any(said[mark.start - 1 : mark.start] != "'" for mark in chain_marks(said))

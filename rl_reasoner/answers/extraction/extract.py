@@ -24,6 +24,7 @@ from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant, unst
 from rl_reasoner.answers.parsing.lexer import closing_brace
 from rl_reasoner.answers.parsing.statements import read_answer
 from rl_reasoner.answers.tree import Unreadable
+from rl_reasoner.language.thinking import chain_marks, channels_as_tags, without_chain_marks
 
 TAIL = 20_000
 MAX_GOLD = 5_000
@@ -39,20 +40,11 @@ class Extracted:
     trouble: str = ""
 
 
-_THINK = re.compile(
-    r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|analysis|seed:think)>"
-    r"|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>|◁(/?)think▷",
-    re.IGNORECASE,
-)
 _MARKER = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|end|user|end_of_text|start_header_id|eom_id|"
     r"end▁of▁sentence|assistant|begin_of_text)\|>|</s>|<\uff5cend▁of▁sentence\uff5c>|<eos>|"
     r"<end_of_turn>|\[/?INST\]"
 )
-_CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
-)
-_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _LEADING = re.compile(
     r"\s*(?:<\|(?:im_start|begin_of_text|start_header_id|end_header_id|assistant|begin_of_solution"
     r")\|>|<s>|assistant(?=\s*\n|<\|))\s*"
@@ -155,8 +147,7 @@ def answer_of(completion: str) -> Extracted:
 
 def _first_turn(completion: str) -> str:
     """The completion up to a chat marker; in channels, what thinks stands between think tags."""
-    if _CHANNEL.match(completion.lstrip()):
-        completion = _channels(completion)
+    completion = channels_as_tags(completion)
     start = 0
     while lead := _LEADING.match(completion, start):
         start = lead.end()
@@ -164,35 +155,20 @@ def _first_turn(completion: str) -> str:
     return completion[start : marker.start() if marker else None]
 
 
-def _channels(completion: str) -> str:
-    """A reply in the channels of gpt-oss ("analysis", "commentary", "final") in think tags."""
-    text = ""
-    for channel in _CHANNEL.finditer(completion):
-        behind = completion[channel.end() :]
-        end = _CHANNEL_END.search(behind)
-        said = behind[: end.start() if end else None]
-        if channel[1] == "final":
-            text += said
-        else:
-            text += f"<think>{said}</think>" if end else f"<think>{said}"
-    return text
-
-
 def spoken(completion: str) -> str | None:
     """The completion without its reasoning and what follows a chat marker; None if unfinished."""
     text = _first_turn(completion)
     last = None
-    for match in _THINK.finditer(text):
-        last = match
+    for mark in chain_marks(text):
+        last = mark
     if last is None:
         return text
-    ends = "/" in (last[1], last[2], last[4]) or last[3] == "end"
-    return text[last.end() :] if ends else None
+    return text[last.end :] if last.ends else None
 
 
 def thought_and_spoken(completion: str) -> str:
     """The completion up to a chat marker, with its reasoning, but without the tags around that."""
-    return _THINK.sub(" ", _first_turn(completion))
+    return without_chain_marks(_first_turn(completion))
 
 
 def last_formula(text: str) -> tuple[int, int, str] | None:

@@ -1,0 +1,92 @@
+"""What stands in a chain of thought that never ends, is no answer to any reward."""
+
+from typing import Any
+
+import pytest
+
+from rl_reasoner.dataset.code_rows import continue_program
+from rl_reasoner.language.thinking import answer_part, behind_chain, chain_of
+from rl_reasoner.rewards.code_tests import program_of
+from rl_reasoner.scoring.registry import load_reward
+
+DRAFT = "Perhaps {}? No, that cannot be"
+BEGINS = ("<think>", "<thinking>", "[THINK]", "◁think▷", "<|begin_of_thought|>", "Sure. <think>")
+ENDS = ("</think>", "</thinking>", "[/THINK]", "◁/think▷", "<|end_of_thought|>", "</think>")
+BLOCK = "\n```python\nx = 1\n```\n"
+ANSWERS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("math_answer", {}, {"answer": "5"}, "\\boxed{5}"),
+    ("math_answer", {"tags": ["<ans>", "</ans>"]}, {"answer": "5"}, "<ans>5</ans>"),
+    ("countdown", {}, {"numbers": [4, 6], "target": 24}, "<answer>4*6</answer>"),
+    ("instructions", {}, {"instructions": [{"name": "keyword", "word": "x", "exactly": 1}]}, "x"),
+]
+
+
+@pytest.mark.parametrize(("begin", "end"), zip(BEGINS, ENDS, strict=True))
+@pytest.mark.parametrize(("name", "options", "columns", "right"), ANSWERS)
+def test_an_answer_is_paid_behind_the_reasoning_alone(
+    name: str, options: dict[str, Any], columns: dict[str, Any], right: str, begin: str, end: str
+) -> None:
+    judge, draft = load_reward(name, options), begin + DRAFT.format(right)
+    assert judge(draft, **columns).value == 0.0
+    assert judge(f"{draft}{end}\nI give up", **columns).value == 0.0
+    assert judge(f"{draft}{end}\n{right}", **columns).value == 1.0
+
+
+@pytest.mark.parametrize(("begin", "end"), zip(BEGINS, ENDS, strict=True))
+@pytest.mark.parametrize("extract", ["last", "first", "only", "any"])
+def test_a_program_stands_behind_the_reasoning(extract: str, begin: str, end: str) -> None:
+    draft = begin + DRAFT.format(BLOCK)
+    assert program_of(draft, extract) is None
+    assert program_of(draft + end + BLOCK.replace("1", "2"), extract) == "x = 2"
+
+
+def test_the_reason_names_reasoning_that_never_ends() -> None:
+    said = load_reward("countdown")("<think>4*6", numbers=[4, 6], target=24).reason
+    assert said == "no final answer: the reasoning never ends"
+
+
+def test_tags_are_read_up_to_a_chat_marker() -> None:
+    judge = load_reward("math_answer", {"tags": ["<ans>", "</ans>"]})
+    assert judge("<ans>4</ans><|im_end|>\n<ans>5</ans>", answer="4").value == 1.0
+
+
+def test_a_draft_in_a_channel_of_reasoning_is_no_program() -> None:
+    draft = f"<|channel|>analysis<|message|>so{BLOCK}no<|end|>"
+    assert program_of(draft, "last") is None
+    final = "<|start|>assistant<|channel|>final<|message|>" + BLOCK.replace("1", "2")
+    assert program_of(draft + final, "last") == "x = 2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"points": 4, "reason": "its \\"<think>\\" never closes"}',
+        "The tag `<think>` begins a chain.",
+        f'{BLOCK}```python\ns = """\n<thinking>\n"""\n```',
+        "~~~\n[THINK]\n~~~",
+        "It writes '<think>' first.",
+    ],
+)
+def test_a_tag_that_is_spoken_of_begins_no_chain(text: str) -> None:
+    assert behind_chain(text) == text == answer_part(text)
+    assert behind_chain(f"<think>so</think>{text}") == text
+    assert behind_chain(f"<think>so</think>{text}\n<think>But wait") is None
+
+
+@pytest.mark.parametrize(("begin", "end"), zip(BEGINS, ENDS, strict=True))
+def test_the_chain_stands_between_any_tags(begin: str, end: str) -> None:
+    assert chain_of(f"{begin}a b{end}c d") == "a b" == chain_of(f"a b{end}c d")
+    assert chain_of(f"{begin}a b") == "a b"
+    judge = load_reward("language", {"target": "zh"})
+    assert judge(f"{begin}我们先算一下{end}The answer is here", prompt="?").value == 1.0
+
+
+def test_a_program_is_continued_behind_any_reasoning() -> None:
+    row = {"problem": "import math\n\n\ndef f(x):\n", "entry_point": "f"}
+    for before, after in (("", ""), ("<answer>", "</answer>"), ("<answer>\n", "\n</answer>")):
+        for code in ("    return x", "```python\n    return x\n```"):
+            text = f"<thinking>Perhaps\n    return 0\n</thinking>{before}{code}{after}"
+            program = program_of(continue_program(row, text), "last") or ""
+            assert program.split() == ["import", "math", "def", "f(x):", "return", "x"], text
+    unfinished = "<think>Perhaps\n```python\n    return 0\n```"
+    assert continue_program(row, unfinished) == unfinished
