@@ -1,8 +1,9 @@
 """Code tests: does the program in a completion pass its tests, run in the sandbox?
 
-The program is a fenced block of the completion, taken after the reasoning where there is any. Tests
-are of any form `rl_reasoner.sandbox` knows: code that asserts, what to read and print, or calls
-with their expected values. A sandbox that cannot be had abstains: that is not the program's fault.
+The program is a fenced block of the completion, taken after the reasoning where there is any, with
+answer tags around that or without. Tests are of any form `rl_reasoner.sandbox` knows: code that
+asserts, what to read and print, or calls with their expected values. A sandbox that cannot be had
+abstains: that is not the program's fault.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import check_one_of
 from rl_reasoner.language.fences import python_blocks
-from rl_reasoner.language.thinking import behind_chain
+from rl_reasoner.language.thinking import behind_chain, without_answer_tags
 from rl_reasoner.sandbox.columns import list_tests
 
 _FENCE_LINE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)  # deeper ones: of a docstring
@@ -111,6 +112,7 @@ def program_of(completion: str, extract: str) -> str | None:
     text = behind_chain(completion)
     if text is None:
         return None
+    text = without_answer_tags(text)
     if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
         return text
     programs = [block.code for block in python_blocks(text)]

@@ -84,6 +84,11 @@ def fenced(program: str, language: str = "python") -> str:
         ("", "last", None),
         ("a", "whole", "a"),
         ("<think>x</think>a", "whole", "a"),
+        ("<think>x</think>\n<answer>```python\na\n```</answer>", "last", "a"),
+        ("<think>x</think><answer>\n```python\na\n```\n</answer>\n", "only", "a"),
+        ("<answer>\na\n</answer>", "any", "\na\n"),
+        ("<think>x</think><answer>a</answer>", "whole", "a"),
+        ("```python\ns = '<answer>a</answer>'\n```", "last", "s = '<answer>a</answer>'"),
     ],
 )
 def test_which_part_of_a_completion_is_the_program(
@@ -109,6 +114,14 @@ def test_credit_is_all_or_nothing_or_the_share() -> None:
     assert "test 2 of 2: failed" in code_tests(half, tests=TESTS).reason
     assert code_tests("no code", tests=TESTS).value == 0.0
     assert "ZeroDivisionError" in code_tests(fenced("1 / 0"), tests=TESTS).reason
+
+
+def test_a_program_in_the_form_of_tags_is_paid_for_both() -> None:
+    format_tags = load_reward("format_tags")
+    for inside in (f"```python\n{SQUARE}\n```", f"\n{SQUARE}\n"):
+        text = f"<think>so</think>\n<answer>{inside}</answer>"
+        assert format_tags(text).value == 1.0
+        assert code_tests(text, tests=TESTS, extract="any").value == 1.0
 
 
 def test_tests_come_in_every_form_and_as_tables_give_them() -> None:
