@@ -14,7 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from rl_reasoner import Score, reward
-from rl_reasoner.answers.extraction.extract import spoken
+from rl_reasoner.answers.extraction.extract import turn_of
+from rl_reasoner.language.thinking import behind_chain
 
 MAX_CHARS = 200
 MAX_OPEN = 30
@@ -32,7 +33,7 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
     line with text. Columns that are text, as in CSV, are read as JSON.
     """
     given, aim = Counter(_numbers(numbers)), _number(target, "target")
-    said = spoken(completion)
+    said = behind_chain(turn_of(completion))
     if said is None:
         return Score(0.0, "no final answer: the reasoning never ends")
     marked = _ANSWER.findall(said)

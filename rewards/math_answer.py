@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rl_reasoner import Score, reward
 from rl_reasoner.answers import verify
-from rl_reasoner.answers.extraction.extract import spoken
+from rl_reasoner.answers.extraction.extract import turn_of
 from rl_reasoner.answers.verdict import left_to_do, shown
 from rl_reasoner.errors import UserError
-from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_ANSWER
+from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_ANSWER, behind_chain
 
 
 @reward(policy_text=True)
@@ -55,11 +55,11 @@ def _check_options(tags: Sequence[str], timeout_s: object = 5.0, **others: objec
 def tagged(completion: str, tags: Sequence[str]) -> str:
     """A completion that says only what stands last between `tags`; empty where nothing does.
 
-    Read is what the verifier reads: behind the reasoning, up to a chat marker.
+    Read is what stands behind the reasoning, up to a chat marker.
     Raises `UserError` for what are not two tags.
     """
     _check_options(tags)
-    text = spoken(completion) or ""
+    text = behind_chain(turn_of(completion)) or ""
     end = text.rfind(tags[1])
     start = text.rfind(tags[0], 0, max(end, 0))
     inside = text[start + len(tags[0]) : end].strip() if start >= 0 else ""

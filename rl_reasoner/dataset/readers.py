@@ -84,7 +84,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # dates beyond Python's
         raise UserError(f"{path}: not Parquet: {first_line(error)}") from error
 
 

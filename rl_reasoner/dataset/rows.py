@@ -129,8 +129,10 @@ def _mixed(data: MixData) -> list[Row]:
 
 def _task_of(path: Path, files: Collection[Path]) -> str:
     """The task that a file of a mix is: its name, with as many of its folders as tell it apart."""
-    others = [one.with_suffix("").parts for one in files if one != path]
-    own = path.with_suffix("").parts
+    own, *others = (
+        (one.with_suffix("") if one.name else one).parts  # the folder "." has no name
+        for one in (path, *(one for one in files if one != path))
+    )
     for length in range(1, len(own) + 1):
         if all(other[-length:] != own[-length:] for other in others):
             return "/".join(own[-length:])

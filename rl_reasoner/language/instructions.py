@@ -84,7 +84,7 @@ def verdicts(response: str, instructions: Sequence[Instruction], loose: bool) ->
     text = normalised(response).strip()
     if not text:
         return [(False, "there is no response")] * len(instructions)
-    written = one_line_end(response).strip()
+    written = one_line_end(response).strip().strip("\ufeff\u200b\u2060").strip()  # seen by nobody
     read = [written if KINDS[one.name].as_written else text for one in instructions]
     strict = [one.check(own) for one, own in zip(instructions, read, strict=True)]
     if not loose or all(followed for followed, _ in strict):

@@ -8,6 +8,7 @@ by the verifier too: tags of many names, and channels. Pure text; never raises.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,19 +34,27 @@ _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|`[^`\n]*+`?|“[^”\n]*+”?')
 
 
+_WORD = ("thought>", "thoughts>", "reasoning>", "reason>", "scratchpad>", "analysis>")
+_SPOKEN_OF = re.compile(r"[\w,'(#][^\S\n]*")  # what stands before a tag within a sentence
+
+
 class ChainMark(NamedTuple):
-    """A mark in a text: where it stands, and whether it ends a chain or begins one."""
+    """A mark in a text: where it stands, and whether it ends a chain or begins one.
+
+    `word`: the tag is a word that other texts have as a tag, too, as XML's `<reason>`.
+    """
 
     start: int
     end: int
     ends: bool
+    word: bool
 
 
 def chain_marks(text: str) -> Iterator[ChainMark]:
     """The marks of `text`, in order."""
     for mark in _MARK.finditer(text):
         ends = "/" in (mark[1], mark[2], mark[4]) or mark[3] == "end"
-        yield ChainMark(mark.start(), mark.end(), ends)
+        yield ChainMark(mark.start(), mark.end(), ends, mark[0].lower().lstrip("</") in _WORD)
 
 
 def without_chain_marks(text: str) -> str:
@@ -88,7 +97,7 @@ def chain_of(completion: str) -> str:
     Empty where no mark of a chain stands in the completion.
     """
     text = channels_as_tags(completion)
-    marks = [*chain_marks(text)]
+    marks = _marks_said(text)
     if not marks:
         return ""
     end = max((mark.start for mark in marks if mark.ends), default=len(text))
@@ -99,14 +108,15 @@ def chain_of(completion: str) -> str:
 def split_chain(completion: str) -> tuple[str, str]:
     """What stands up to the last end of a chain, that mark too, and what stands behind it."""
     text = channels_as_tags(completion)
-    end = max((mark.end for mark in chain_marks(text) if mark.ends), default=0)
+    end = max((mark.end for mark in _marks_said(text) if mark.ends), default=0)
     return text[:end], text[end:]
 
 
 def behind_chain(completion: str) -> str | None:
     """What stands behind the chain of thought; None where one is begun that never ends.
 
-    A tag in quotes or in a block of code is spoken of, and begins none.
+    A tag in quotes, in a block of code or within a sentence is spoken of, and begins none. Tags
+    that are words are those of other texts (`chain_marks`), and no marks here.
     """
     _, after = split_chain(completion)
     return None if _begins_a_chain(after) else after
@@ -126,12 +136,45 @@ def without_answer_tags(text: str) -> str:
     return inner if OPEN_ANSWER not in inner else text
 
 
+def _marks_said(text: str) -> list[ChainMark]:
+    """The marks of a chain in a text; not those of a program that writes them.
+
+    An end in a closed block of code ends none where the block begins a chain before it, or where
+    one has ended before the block.
+    """
+    marks = [mark for mark in chain_marks(text) if not mark.word]
+    blocks = deque(fenced_blocks(text) if any(mark.ends for mark in marks) else ())
+    said: list[ChainMark] = []
+    ended, begun_in = False, -1  # the block in which a chain was begun last
+    for mark in marks:
+        while blocks and blocks[0].end <= mark.start:
+            blocks.popleft()
+        inside = bool(blocks) and blocks[0].start <= mark.start
+        if inside and not mark.ends:
+            begun_in = blocks[0].start
+        if not (inside and mark.ends and (ended or begun_in == blocks[0].start)):
+            said.append(mark)
+            ended = ended or mark.ends
+    return said
+
+
 def _begins_a_chain(text: str) -> bool:
-    if not any(chain_marks(text)):
+    if not any(not mark.word for mark in chain_marks(text)):
         return False
     prose, at = [], 0
     for block in fenced_blocks(text):
         prose.append(text[at : block.start])
         at = block.end
     said = _QUOTED.sub("", "".join([*prose, text[at:]]))
-    return any(said[mark.start - 1 : mark.start] != "'" for mark in chain_marks(said))
+    return any(
+        not (mark.ends or mark.word or _SPOKEN_OF.fullmatch(_before(said, mark.start)))
+        for mark in chain_marks(said)
+    )
+
+
+def _before(text: str, at: int) -> str:
+    """The character before the blanks of a line that stand before `at`, and these."""
+    start = at
+    while start and text[start - 1] in " \t":
+        start -= 1
+    return text[max(0, start - 1) : at]

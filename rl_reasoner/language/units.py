@@ -49,9 +49,8 @@ _BEFORE_NUMBERS = frozenset(_NUMBERED_ONLY.split())
 _LAST_WORD = 24  # characters before a mark that are looked at
 _CLOSERS = "\"'”’»)]}」』】）*_"
 _CLOSED = f"[{re.escape(_CLOSERS)}]*"
-_END = re.compile(
-    rf"(?P<wide>[。！？｡।؟]+){_CLOSED}|(?:[.!?…۔॥]+|(?<=[\u0370-\u03ff\u1f00-\u1fff]);){_CLOSED}"
-)
+_GREEK = "[\u0370-\u03ff\u1f00-\u1fff]"
+_END = re.compile(rf"(?P<wide>[。！？｡।؟]+){_CLOSED}|(?:[.!?…۔॥]+|(?<={_GREEK}{{2}});){_CLOSED}")
 _BULLET = re.compile(r"[ \t]*(?:[-*+–][ \t]+|[•·・‣◦▪●○]\s*)(?=\S)")
 _NUMBERED = re.compile(r"[ \t]*[(（]?(\d{1,4})(?:[.)](?=[ \t])|[．、）])[ \t]*(?=\S)")
 _RULE = re.compile(r"[ \t]*([-*_=•·])(?:[ \t]*\1){2,}[ \t]*")

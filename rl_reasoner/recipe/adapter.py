@@ -16,7 +16,8 @@ def _named_layers(targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if not isinstance(targets, str) or targets == "all-linear":
         return targets
     names = tuple(name.strip() for name in targets.split(",") if name.strip())
-    if names and all(name.replace(".", "_").isidentifier() for name in names):
+    parts = [part for name in names for part in name.split(".")]
+    if parts and all(part.isidentifier() or part.isdigit() for part in parts):
         return names
     try:
         re.compile(targets)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from rl_reasoner.dataset.levels import levels_of
 from rl_reasoner.dataset.rows import load_rows
@@ -55,3 +56,13 @@ def test_a_blank_task_is_the_files(tmp_path: Path) -> None:
     other = written(tmp_path, "other.csv", "problem,answer\n2+2,4\n")
     rows = load_rows(MixData.model_validate({"mix": [own, other]}))
     assert [row["task"] for row in rows] == ["own", "sums", "other"]
+
+
+def test_a_saved_folder_that_one_stands_in_is_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_list([{"problem": "1+1", "answer": "2"}]).save_to_disk(str(tmp_path / "saved"))
+    other = written(tmp_path, "other.jsonl", '{"problem": "1+2", "answer": "3"}\n')
+    monkeypatch.chdir(tmp_path / "saved")
+    rows = load_rows(MixData.model_validate({"mix": [".", other]}))
+    assert [row["task"] for row in rows] == [".", "other"]

@@ -159,5 +159,8 @@ def test_parquet_needs_no_cache_and_may_be_empty(
     assert load(file) == ROWS
     parquet.write_table(arrow.Table.from_pylist(ROWS).slice(0, 0), file)
     assert refused(file) == ["a.parquet is empty: there is no row in it"]
+    late = arrow.array([4_000_000], arrow.date32())
+    parquet.write_table(arrow.table({"problem": ["1+1"], "answer": ["2"], "at": late}), file)
+    assert refused(file)[0].startswith("a.parquet: not Parquet: ")
     file.write_bytes(b"PAR1 and no more")
     assert refused(file)[0].startswith("a.parquet: not Parquet: ")

@@ -21,6 +21,7 @@ def is_json(response: str, loose: bool = False) -> bool:
         ('{"a"\u3000: 1}', False),
         ('\u3000{"a": 1}\r\n', True),
         ('~~~json\n{"a": 1}\n~~~', True),
+        ('\ufeff{"a": 1}\u200b\n', True),
         ('~~~~\r\n{"a": "```"}\r\n~~~~', True),
         ('```JSON\n{"a": 1}```', True),
         ('```python\n{"a": 1}\n```', False),

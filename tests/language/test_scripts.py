@@ -22,6 +22,7 @@ def follows(response: str, name: str, **limits: Any) -> bool:
         ("یہ پہلا ہے۔ یہ دوسرا ہے۔", 2),
         ("اس نے ایم۔اے کیا ہے۔", 1),
         ("Τι κάνεις; Είμαι καλά.", 2),
+        ("Let α; then β; stop.", 1),
         ("It is late; go home.", 1),
     ],
 )

@@ -1,13 +1,17 @@
 """What stands in a chain of thought that never ends, is no answer to any reward."""
 
+import json
 from typing import Any
 
 import pytest
 
 from rl_reasoner.dataset.code_rows import continue_program
+from rl_reasoner.judging.rubric import read_rubric
+from rl_reasoner.judging.verdicts import Points, read_points
 from rl_reasoner.language.thinking import answer_part, behind_chain, chain_of
 from rl_reasoner.rewards.code_tests import program_of
 from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.types import Rollout
 
 DRAFT = "Perhaps {}? No, that cannot be"
 BEGINS = ("<think>", "<thinking>", "[THINK]", "◁think▷", "<|begin_of_thought|>", "Sure. <think>")
@@ -71,6 +75,73 @@ def test_a_tag_that_is_spoken_of_begins_no_chain(text: str) -> None:
     assert behind_chain(text) == text == answer_part(text)
     assert behind_chain(f"<think>so</think>{text}") == text
     assert behind_chain(f"<think>so</think>{text}\n<think>But wait") is None
+
+
+WRITES = [
+    "def f(s):\n    return '<reason>' + s + '</reason>'",
+    'def f(s):\n    return s.replace("<think>", "").replace("</think>", "")',
+    "def f():\n    return ET.fromstring('<Thought>x</Thought>')",
+    "def f():\n    return '<html><thinking>x</thinking></html>'",
+]
+
+
+@pytest.mark.parametrize("program", WRITES)
+@pytest.mark.parametrize("before", ["", "<think>so</think>\n", "so</think>\n"])
+@pytest.mark.parametrize("extract", ["last", "any"])
+def test_a_program_that_writes_marks_is_read(program: str, before: str, extract: str) -> None:
+    text = f"{before}```python\n{program}\n```"
+    assert program_of(text, extract) == program
+    assert program_of(f"<think>Perhaps\n{text}", "last") in (None, program if before else None)
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "No <think> block is needed.",
+        "(<think>) marks a chain.",
+        "The <reason> field is XML, with </reason> at its end.",
+        "It removes <analysis> tags.",
+        "<analysis>A fine day.</analysis>",
+    ],
+)
+def test_prose_that_names_a_tag_is_an_answer(prose: str) -> None:
+    assert answer_part(prose) == prose
+    assert program_of(f"{prose}{BLOCK}", "last") == program_of(f"{BLOCK}{prose}", "last") == "x = 1"
+
+
+def test_a_judge_may_say_that_a_chain_never_closes() -> None:
+    rubric = read_rubric(None)
+    points = {item.name: 1 for item in rubric.items}
+    for said in ("It opens a <think> block and never closes it.\n", ""):
+        reply = said + json.dumps({"reason": "no </reasoning> at the end", "points": points})
+        found = read_points(Rollout(reply, 9, False), rubric)
+        assert isinstance(found, Points) and found.points == points
+
+
+@pytest.mark.parametrize(
+    ("tags", "completion"),
+    [
+        (["<ans>", "</ans>"], "<ans>3</ans> <reason>1+2</reason>"),
+        (["<analysis>", "</analysis>"], "<analysis>3</analysis>"),
+        (
+            ["<|begin_of_solution|>", "<|end_of_solution|>"],
+            "<|begin_of_solution|>3<|end_of_solution|>",
+        ),
+    ],
+)
+def test_tags_of_ones_own_are_no_marks_of_a_chain(tags: list[str], completion: str) -> None:
+    assert load_reward("math_answer", {"tags": tags})(completion, answer="3").value == 1.0
+
+
+@pytest.mark.parametrize("behind", ["\n<reasoning>4*6=24</reasoning>", " I skipped <think>."])
+def test_what_follows_an_answer_does_not_take_it_back(behind: str) -> None:
+    judge = load_reward("countdown")
+    assert judge(f"<answer>4*6</answer>{behind}", numbers=[4, 6], target=24).value == 1.0
+
+
+@pytest.mark.parametrize("text", ["</think>", "```\n</think>\n```\n", "<think>", "a <think>"])
+def test_many_marks_take_no_longer_than_their_text(text: str) -> None:
+    behind_chain(text * 50_000)
 
 
 @pytest.mark.parametrize(("begin", "end"), zip(BEGINS, ENDS, strict=True))

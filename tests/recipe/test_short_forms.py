@@ -61,3 +61,9 @@ def test_a_seed_is_one_that_every_generator_takes(tmp_path: Path) -> None:
 def test_layers_of_an_adapter_are_names_however_they_are_listed(text: str) -> None:
     lora = with_lora(text).policy.lora
     assert lora is not None and lora.targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("pattern", [".*q_proj", "model.layers...self_attn.q_proj"])
+def test_a_pattern_of_layers_stays_one(pattern: str) -> None:
+    lora = with_lora(pattern).policy.lora
+    assert lora is not None and lora.targets == pattern

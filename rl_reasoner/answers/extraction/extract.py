@@ -145,14 +145,25 @@ def answer_of(completion: str) -> Extracted:
     return Extracted((), "", "no final answer")
 
 
-def _first_turn(completion: str) -> str:
+def turn_of(completion: str) -> str:
     """The completion up to a chat marker; in channels, what thinks stands between think tags."""
-    completion = channels_as_tags(completion)
+    text = channels_as_tags(completion)
+    marker = _MARKER.search(text, _led(text))
+    return text[: marker.start() if marker else None]
+
+
+def _led(text: str) -> int:
+    """Where a reply begins, behind the markers that lead it."""
     start = 0
-    while lead := _LEADING.match(completion, start):
+    while lead := _LEADING.match(text, start):
         start = lead.end()
-    marker = _MARKER.search(completion, start)
-    return completion[start : marker.start() if marker else None]
+    return start
+
+
+def _first_turn(completion: str) -> str:
+    """The completion up to a chat marker, without those that lead it."""
+    text = turn_of(completion)
+    return text[_led(text) :]
 
 
 def spoken(completion: str) -> str | None:
