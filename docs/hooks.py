@@ -88,10 +88,11 @@ def _fields() -> Iterator[str]:
     """Tables of the fields of a recipe and of each of its parts, from its schema."""
     schema = recipe_schema()
     for name, part in {"Recipe": schema, **schema["$defs"]}.items():
-        yield f"\n## {name}\n\n{_first(part)}\n"
+        whole = next((one for one in part.get("anyOf", ()) if "properties" in one), part)
+        yield f"\n## {name}\n\n{_first(whole)}\n"
         yield "| field | value | default | meaning |\n|---|---|---|---|"
-        for field, facts in part["properties"].items():
-            default = "required" if field in part.get("required", ()) else ""
+        for field, facts in whole["properties"].items():
+            default = "required" if field in whole.get("required", ()) else ""
             if facts.get("default") is not None and not isinstance(facts["default"], dict):
                 default = f"`{json.dumps(facts['default'], ensure_ascii=False)}`"
             named = schema["$defs"].get(str(facts.get("$ref")).rpartition("/")[2], {})

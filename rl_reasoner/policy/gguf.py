@@ -25,7 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.files import sha256_of
 from rl_reasoner.paths import cache_folder
-from rl_reasoner.policy.whole import NotWholeError, load_whole
+from rl_reasoner.policy.policy import NotWholeError, whole_model
 
 _log = logging.getLogger(__name__)
 _FORM = 4  # of what a conversion writes: an older one in the cache is not taken for a new one
@@ -92,7 +92,7 @@ def convert_to(file: Path, folder: Path) -> Any:
             _log.warning("%s: %s", file.name, twins)
         tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
         config = _config(file, reader)
-        model = load_whole(
+        model = whole_model(
             str(file.parent),
             gguf_file=file.name,
             config=config,

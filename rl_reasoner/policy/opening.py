@@ -30,9 +30,8 @@ from rl_reasoner.policy.device import choose_device
 from rl_reasoner.policy.fp8.weights import config_of, has_fp8_weights, whole_blocks
 from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.policy.names import locate
-from rl_reasoner.policy.policy import Policy
+from rl_reasoner.policy.policy import NotWholeError, Policy, whole_model
 from rl_reasoner.policy.scratch import scratch_policy
-from rl_reasoner.policy.whole import NotWholeError, load_whole
 
 # What the readers of a policy's files raise for files that are damaged, or not of their kind.
 UNREADABLE = (
@@ -102,7 +101,7 @@ def _open_pretrained(path: str, source: str) -> Policy:
         else:
             config = load_config(path)
             with whole_blocks() if has_fp8_weights(config) else nullcontext():
-                model = load_whole(path, config=config)
+                model = whole_model(path, config=config)
     except NotWholeError as error:
         raise UserError(f"policy {source!r} {error}") from error
     except UNREADABLE as error:

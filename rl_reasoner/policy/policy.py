@@ -1,6 +1,7 @@
-"""`Policy`: a causal language model of transformers with its tokenizer.
+"""`Policy`: a causal language model of transformers with its tokenizer, and all of its weights.
 
-A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere.
+A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere. What a file lacks
+that function makes up, and it would be trained so: `whole_model` refuses it.
 """
 
 import errno
@@ -14,6 +15,9 @@ from safetensors import SafetensorError
 
 from rl_reasoner.distributed.shards import gathered_state_dict
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
+
+_NAMED = 3  # weights in a message; the others are counted
+_TORN = "conversion of the weights"  # in transformers' words for stacks that cannot be made
 
 
 @dataclass
@@ -70,3 +74,43 @@ def _adapter_in_use(model: Any) -> dict[str, Any]:
         if isinstance(targets := getattr(config, name, None), set | list):
             setattr(config, name, sorted(targets))
     return {"selected_adapters": [active]}
+
+
+class NotWholeError(ValueError):
+    """Files of a policy that have not all weights of its model, or others than its sizes say.
+
+    Its text goes on from the name of the file or folder.
+    """
+
+
+def whole_model(path: str, **settings: Any) -> Any:
+    """The model in a folder, file or place on the hub, in fp32. Runs no code of its own.
+
+    `settings` are `from_pretrained`'s. A head that is tied to the embeddings needs no weight.
+    Raises `NotWholeError`, and what transformers does.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            **settings,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by their names
+        )
+    except RuntimeError as error:
+        if _TORN not in str(error):
+            raise
+        raise NotWholeError("has weights that do not fit the sizes of its config") from error
+    if lacking := sorted(found["missing_keys"]):
+        raise NotWholeError(f"lacks weights of its model ({_first(lacking)})")
+    if unlike := sorted(name for name, *_ in found["mismatched_keys"]):
+        raise NotWholeError(f"has weights of other sizes than its config says ({_first(unlike)})")
+    return model
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+    return ", ".join(names[:_NAMED]) + more

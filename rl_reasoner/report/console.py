@@ -5,6 +5,7 @@ reaches a terminal (it could move the cursor, change the title, forge lines), an
 taken for rich's markup.
 """
 
+import errno
 import json
 import math
 import sys
@@ -16,6 +17,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
+from rl_reasoner.distributed.processes import leave_terminal
 from rl_reasoner.foreign import printable, printable_json
 
 COLUMNS = 80  # what we write fits a terminal of so many
@@ -38,9 +40,50 @@ class _Hook(RenderHook):
         return [_Plain(shown) for shown in renderables]
 
 
+class _Stream:
+    """Standard output or error, as it is now; a terminal that is gone (EIO) is written to no more.
+
+    For rich it is its own proxied file: while a view is live, what it writes is not drawn again.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def rich_proxied_file(self) -> "_Stream":
+        """Itself: rich writes here, and not to what it puts in the stream's place."""
+        return self
+
+    def write(self, text: str) -> int:
+        """Write `text`, or nowhere."""
+        return int(self._tried("write", text) or len(text))
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        self._tried("flush")
+
+    def _tried(self, method: str, *given: str) -> Any:
+        try:
+            return getattr(self._stream, method)(*given)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            leave_terminal()
+            return None
+
+    @property
+    def _stream(self) -> Any:
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A console that shows foreign text as text."""
-    terminal = Console(stderr=stderr, width=width, markup=False, emoji=False)
+    stream: Any = _Stream("stderr" if stderr else "stdout")
+    terminal = Console(file=stream, stderr=stderr, width=width, markup=False, emoji=False)
     terminal.push_render_hook(_Hook())
     return terminal
 

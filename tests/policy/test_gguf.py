@@ -38,6 +38,19 @@ def add_scaling(writer: Any, scaling: Mapping[str, Any] | None) -> None:
         writer.add_rope_scaling_orig_ctx_len(scaling["length"])
 
 
+def layer() -> dict[str, tuple[Any, Q]]:
+    """The weights of the one layer, and the last norm."""
+    made: dict[str, tuple[Any, Q]] = {}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        made[f"blk.0.{name}.weight"] = (weight(HIDDEN, HIDDEN), Q.F32)
+    for name in ("ffn_gate", "ffn_up"):
+        made[f"blk.0.{name}.weight"] = (weight(WIDE, HIDDEN), Q.F32)
+    made["blk.0.ffn_down.weight"] = (weight(HIDDEN, WIDE), Q.F32)
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        made[f"{name}.weight"] = (np.ones(HIDDEN, dtype=np.float32), Q.F32)
+    return made
+
+
 def write(
     file: Path,
     *,
@@ -81,21 +94,14 @@ def write(
         if token is not None:
             add(tokens.index(token))
     add_scaling(writer, scaling)
-    if parts > 1:
-        writer.add_uint16("split.no", 0)
-        writer.add_uint16("split.count", parts)
+    for name, number in (("no", 0), ("count", parts)) if parts > 1 else ():
+        writer.add_uint16(f"split.{name}", number)
     for key, token in numbers.items():
         writer.add_uint32(f"tokenizer.ggml.{key}", tokens.index(token))
     made = {"token_embd.weight": embedding or (weight(len(tokens), HIDDEN), Q.F32)}
     if head is not None:
         made["output.weight"] = head
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-        made[f"blk.0.{name}.weight"] = (weight(HIDDEN, HIDDEN), Q.F32)
-    for name in ("ffn_gate", "ffn_up"):
-        made[f"blk.0.{name}.weight"] = (weight(WIDE, HIDDEN), Q.F32)
-    made["blk.0.ffn_down.weight"] = (weight(HIDDEN, WIDE), Q.F32)
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        made[f"{name}.weight"] = (np.ones(HIDDEN, dtype=np.float32), Q.F32)
+    made |= layer()
     for name, values in (rope or {}).items():
         made[name] = (np.asarray(values, dtype=np.float32), Q.F32)
     for name, (values, precision) in ((n, t) for n, t in made.items() if n not in without):

@@ -1,7 +1,10 @@
 """What models and strangers wrote, on a terminal: text, whatever stands in it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,39 @@ def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str])
     emit(True, {"a": [float("nan"), 1.5], "b": {"c": float("inf")}}, "")
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": None}}
     assert [short_number(x) for x in (float("nan"), float("-inf"))] == ["nan", "-inf"]
+
+
+LIVE = """
+import os
+from rl_reasoner.report.console import err
+from rl_reasoner.report.terminal import LiveView
+
+with LiveView() as view:
+    view.start_stage("one", 1, 1, 3)
+    os.write(1, b"ready\\n")
+    input()
+    for step in (1, 2, 3):
+        view.update({"reward": 1.0}, step)
+    view.note("a note")
+err.print("interrupted")
+os.write(1, b"done\\n")
+"""
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_gone_ends_nothing() -> None:
+    """What is written to it fails (EIO), be it before its signal has been heard."""
+    outer, inner = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=inner,
+        env={**os.environ, "TERM": "xterm"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    os.close(inner)
+    os.close(outer)
+    assert process.communicate(b"\n", timeout=60)[0] == b"done\n"
+    assert process.returncode == 0

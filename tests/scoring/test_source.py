@@ -198,7 +198,7 @@ def test_functions_and_names_in_a_list_or_with_weights() -> None:
         ),
         ([lambda completion: 1.0], "a reward is a function with a name"),
         ([calm, reward(calm.fn)], "two rewards are called calm"),
-        ([3], "valid string"),
+        ([3], "3 is not the name of a reward"),
         ({"length": {"source": "def length(text): ..."}}, "there is already a reward length"),
         ({"me.py:fn": {"source": "def fn(text): ..."}}, "there is already a reward me.py:fn"),
     ],
