@@ -38,6 +38,11 @@ SLOW = SLOW.replace(
 )
 
 
+def hears_hang_ups() -> None:
+    """In a child: the tests themselves may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Job:
     """`train --launch 2` in the middle of its second step, a long one."""
 
@@ -51,6 +56,7 @@ class Job:
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=(folder / "stderr").open("w"),
+            preexec_fn=hears_hang_ups,
         )
         rows = self.run / "stages/1-grpo/metrics.jsonl"
         self.wait(lambda: rows.is_file() and rows.stat().st_size > 0)

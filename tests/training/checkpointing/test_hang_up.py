@@ -12,9 +12,10 @@ from rl_reasoner import train
 from rl_reasoner.pipeline.run_folder import RunFolder
 from support.tiny import REWARD, grpo, recipe, rows, same
 
-# Has the terminal at its standard input as its own, as a shell's commands have.
+# Has the terminal at its standard input as its own, as a shell's commands have, and no nohup.
 OWN_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, "-m", "rl_reasoner.cli", "train", sys.argv[1]])
 """
