@@ -253,6 +253,9 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     for name in _TEXTS:
         if isinstance(text := row.get(name), str) and len(text) > _LONGEST:
             raise ValueError(f"the {name} has {len(text):,} characters, more than {_LONGEST:,}")
+    for name in ("task", "level"):  # figures and curricula are by them
+        if isinstance(row.get(name), (list, Mapping)):
+            raise ValueError(f"the {name} is {row[name]!r:.40}: expected one text or number")
     if isinstance(row["problem"], Mapping):
         raise ValueError(f"the problem is {row['problem']!r:.40}: expected a text")
     problem, answer = (

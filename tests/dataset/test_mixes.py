@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from rl_reasoner.dataset.levels import levels_of
 from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.data import MixData
 
 
@@ -49,6 +50,15 @@ def test_files_that_differ_in_their_ending_alone_are_two_tasks(tmp_path: Path) -
     ]
     rows = load_rows(MixData.model_validate({"mix": files}))
     assert [row["task"] for row in rows] == files
+
+
+@pytest.mark.parametrize("name", ["task", "level"])
+def test_what_rows_are_told_apart_by_is_one_text(tmp_path: Path, name: str) -> None:
+    row = f'{{"problem": "1+1", "answer": "2", "{name}": ["a", "b"]}}\n'
+    file = written(tmp_path, "a.jsonl", row)
+    said = rf"a\.jsonl, row 1: the {name} is \['a', 'b'\]: expected one text or number"
+    with pytest.raises(UserError, match=said):
+        load_rows(MixData.model_validate({"mix": [file, file]}))
 
 
 def test_a_blank_task_is_the_files(tmp_path: Path) -> None:
