@@ -32,10 +32,7 @@ _CHANNEL = re.compile(
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|`[^`\n]*+`?|“[^”\n]*+”?')
-
-
 _WORD = ("thought>", "thoughts>", "reasoning>", "reason>", "scratchpad>", "analysis>")
-_SPOKEN_OF = re.compile(r"[\w,'(#][^\S\n]*")  # what stands before a tag within a sentence
 
 
 class ChainMark(NamedTuple):
@@ -167,14 +164,14 @@ def _begins_a_chain(text: str) -> bool:
         at = block.end
     said = _QUOTED.sub("", "".join([*prose, text[at:]]))
     return any(
-        not (mark.ends or mark.word or _SPOKEN_OF.fullmatch(_before(said, mark.start)))
+        not (mark.ends or mark.word or _is_spoken_of(said, mark.start))
         for mark in chain_marks(said)
     )
 
 
-def _before(text: str, at: int) -> str:
-    """The character before the blanks of a line that stand before `at`, and these."""
-    start = at
-    while start and text[start - 1] in " \t":
-        start -= 1
-    return text[max(0, start - 1) : at]
+def _is_spoken_of(text: str, at: int) -> bool:
+    """Whether the tag at `at` stands within a sentence: behind a word or its punctuation."""
+    while at and text[at - 1] in " \t":
+        at -= 1
+    before = text[at - 1 : at]
+    return before.isalnum() or (before != "" and before in "_,'(#")

@@ -139,9 +139,18 @@ def test_what_follows_an_answer_does_not_take_it_back(behind: str) -> None:
     assert judge(f"<answer>4*6</answer>{behind}", numbers=[4, 6], target=24).value == 1.0
 
 
-@pytest.mark.parametrize("text", ["</think>", "```\n</think>\n```\n", "<think>", "a <think>"])
-def test_many_marks_take_no_longer_than_their_text(text: str) -> None:
-    behind_chain(text * 50_000)
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("</think>", ""),
+        ("```\n</think>\n```\n", "\n```\n" + "```\n</think>\n```\n" * 49_999),
+        ("<think>", None),
+        ("a <think>", "a <think>" * 50_000),
+    ],
+    ids=["ends", "in a block", "begins", "spoken of"],
+)
+def test_a_text_of_many_marks_is_read(text: str, read: str | None) -> None:
+    assert behind_chain(text * 50_000) == read
 
 
 @pytest.mark.parametrize(("begin", "end"), zip(BEGINS, ENDS, strict=True))
