@@ -24,8 +24,8 @@ from rl_reasoner.recipe.origin import published_origin, stages_in_words, teacher
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import control_sentences, read_controls
-from rl_reasoner.report.first_screen import by_mode, cause_of, ends_of, other_models
-from rl_reasoner.report.gain import explain_gain, mode_name, paired_words
+from rl_reasoner.report.first_screen import ends_of, gains, other_models
+from rl_reasoner.report.gain import mode_name, paired_words
 from rl_reasoner.report.hacking import hacking_alarms_of, verdicts_in_words
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import RunData, SetResult, read_run
@@ -163,11 +163,8 @@ def _row(title: str, a: SetResult | None, b: SetResult | None) -> str:
 
 
 def _gain(run: RunData) -> Iterator[str]:
-    before, after = ends_of(run)
-    for base in dict.fromkeys(split_label(name)[0] for name in after):
-        told = explain_gain(by_mode(before, base), by_mode(after, base), by=cause_of(run))
-        if told:
-            yield f"- {printable(base)}: {' '.join(told)}"
+    for base, words in gains(run):
+        yield f"- {printable(base)}: {words}"
 
 
 def _hacking(run: RunData) -> Iterator[str]:

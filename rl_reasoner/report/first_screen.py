@@ -20,7 +20,7 @@ from rl_reasoner.evaluation.formatting import (
 from rl_reasoner.evaluation.labels import set_title, split_label
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.foreign import mapping, number, printable
-from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.locations import validate
 from rl_reasoner.recipe.origin import two_models
 from rl_reasoner.report.controls import headline_of, read_controls
 from rl_reasoner.report.gain import (
@@ -83,7 +83,7 @@ def other_models(run: RunData) -> str:
     if not all(ends_of(run)):
         return ""
     try:
-        return two_models(load_recipe(str(run.folder / "recipe.yaml")))
+        return two_models(validate(run.recipe, {}, str(run.folder / "recipe.yaml")))
     except UserError:  # of another version, or damaged: see `RunData.unreadable`
         return ""
 
