@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -30,7 +29,7 @@ from rl_reasoner.policy.device import choose_device
 from rl_reasoner.policy.fp8.weights import config_of, has_fp8_weights, whole_blocks
 from rl_reasoner.policy.gguf import convert_gguf
 from rl_reasoner.policy.names import locate
-from rl_reasoner.policy.policy import NotWholeError, Policy, whole_model
+from rl_reasoner.policy.policy import NotWholeError, Policy, whole_model, with_whole_adapter
 from rl_reasoner.policy.scratch import scratch_policy
 
 # What the readers of a policy's files raise for files that are damaged, or not of their kind.
@@ -92,10 +91,10 @@ def load_config(path: str) -> Any:
 
 def _open_pretrained(path: str, source: str) -> Policy:
     folder = Path(path)
-    base: str | None = None
+    tokenizer: Any = None
     try:
         if find_adapter_config_file(path) is not None:  # in the folder, or on the hub
-            model, base = _open_adapter(path, source)
+            model, tokenizer = _open_adapter(path, source)
         elif is_sharded(folder):
             model = _merge_shards(folder)
         else:
@@ -108,10 +107,8 @@ def _open_pretrained(path: str, source: str) -> Policy:
         where = "is a folder without a model in it" if folder.is_dir() else "cannot be opened"
         raise UserError(f"policy {source!r} {where}: {reason_of(error)}") from error
     without_router_logits(model)
-    tokenizer = _open_tokenizer(path, source, model.config if base else None)
-    if tokenizer is None and base:
-        with locate(base) as place:
-            tokenizer = _open_tokenizer(place, source, model.config)
+    if tokenizer is None:
+        tokenizer = _open_tokenizer(path, source, None)
     if tokenizer is None:
         raise UserError(f"policy {source!r} has no tokenizer files")
     if tokenizer.eos_token is None:
@@ -123,9 +120,9 @@ def _open_pretrained(path: str, source: str) -> Policy:
     return Policy(model, tokenizer, source)
 
 
-def _open_adapter(path: str, source: str) -> tuple[Any, str]:
-    """The model of an adapter with its base, and where that is."""
-    from peft import AutoPeftModelForCausalLM, PeftConfig
+def _open_adapter(path: str, source: str) -> tuple[Any, Any]:
+    """The model of an adapter with its base, and its tokenizer or that of the base."""
+    from peft import PeftConfig
 
     adapter = PeftConfig.from_pretrained(path)
     if not adapter.base_model_name_or_path:
@@ -133,14 +130,18 @@ def _open_adapter(path: str, source: str) -> tuple[Any, str]:
     base = str(adapter.base_model_name_or_path)
     with locate(base) as place:
         config = load_config(place)  # an adapter on the hub may lack it
-        with whole_blocks() if has_fp8_weights(config) else nullcontext():
-            model = AutoPeftModelForCausalLM.from_pretrained(
-                path,
-                is_trainable=not adapter.is_prompt_learning,
-                dtype=torch.float32,
-                trust_remote_code=False,
-            )
-    return model.eval(), base  # as every other: dropout is for training
+        try:
+            with whole_blocks() if has_fp8_weights(config) else nullcontext():
+                model = whole_model(place, config=config, revision=adapter.revision)
+        except NotWholeError as error:
+            raise NotWholeError(f"has a base, {base}, that {error}") from error
+        tokenizer = _open_tokenizer(path, source, config)
+        if tokenizer and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))  # new tokens' rows are the adapter's
+        if tokenizer is None:
+            tokenizer = _open_tokenizer(place, source, config)
+    model = with_whole_adapter(model, path, trained=not adapter.is_prompt_learning)
+    return model.eval(), tokenizer  # as every other: dropout is for training
 
 
 def _open_tokenizer(path: str, source: str, config: Any) -> Any:

@@ -1,11 +1,14 @@
 """`Policy`: a causal language model of transformers with its tokenizer, and all of its weights.
 
 A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere. What a file lacks
-that function makes up, and it would be trained so: `whole_model` refuses it.
+that function makes up, and it would be trained so: `whole_model` refuses it,
+and `with_whole_adapter` what peft makes up.
 """
 
 import errno
 import os
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from rl_reasoner.distributed.shards import gathered_state_dict
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 
 _NAMED = 3  # weights in a message; the others are counted
+_LACKING = "Found missing adapter keys"  # in peft's words
+_LISTED = re.compile(r"'([^'\n]+)'")
+_UNLIKE = re.compile(r"size mismatch for ([\w.]+):")  # in torch's words
 _TORN = "conversion of the weights"  # in transformers' words for stacks that cannot be made
 
 
@@ -109,6 +115,27 @@ def whole_model(path: str, **settings: Any) -> Any:
     if unlike := sorted(name for name, *_ in found["mismatched_keys"]):
         raise NotWholeError(f"has weights of other sizes than its config says ({_first(unlike)})")
     return model
+
+
+def with_whole_adapter(model: Any, path: str, *, trained: bool) -> Any:
+    """`model` with the adapter in a folder or on the hub; `trained`: it can be trained on.
+
+    peft warns of weights that the adapter lacks, and makes them up. Raises `NotWholeError`.
+    """
+    from peft import PeftModelForCausalLM
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=f".*{_LACKING}")
+            return PeftModelForCausalLM.from_pretrained(model, path, is_trainable=trained)
+    except UserWarning as warning:
+        lacking = _LISTED.findall(str(warning).partition(_LACKING)[2])
+        raise NotWholeError(f"lacks weights of its adapter ({_first(lacking)})") from warning
+    except RuntimeError as error:
+        if not (unlike := _UNLIKE.findall(str(error))):
+            raise
+        names = _first(unlike)
+        raise NotWholeError(f"has weights of other sizes than its config says ({names})") from error
 
 
 def _first(names: list[str]) -> str:

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.policy.lora import add_lora
+from rl_reasoner.recipe.adapter import Lora
 
 
 def saved(name: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -63,3 +65,32 @@ def test_a_mixture_that_lost_an_expert_is_refused(tmp_path: Path) -> None:
     part = weights["model.layers.0.mlp.experts.3.up_proj.weight"]
     put(file, {**weights, "model.layers.0.mlp.experts.3.up_proj.weight": part[:, :-1].contiguous()})
     refused(tmp_path, "has weights that do not fit the sizes of its config")
+
+
+def adapter_of(base: Path, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file of weights of an adapter on a saved policy, and what is in it."""
+    policy = open_policy(str(base), device="cpu")
+    add_lora(policy, Lora(rank=2), seed=0)
+    policy.save(folder)
+    file = folder / "adapter_model.safetensors"
+    return file, load_file(file)
+
+
+def test_an_adapter_whose_base_lacks_weights_is_refused(tmp_path: Path) -> None:
+    file, weights = saved("dense-tiny", tmp_path / "base")
+    adapter_of(tmp_path / "base", tmp_path / "adapter")
+    open_policy(str(tmp_path / "adapter"), device="cpu")
+    lost = "model.layers.1.self_attn.o_proj.weight"
+    put(file, {name: tensor for name, tensor in weights.items() if name != lost})
+    refused(tmp_path / "adapter", rf"adapter' has a base, .*base, that lacks weights .*\({lost}\)")
+
+
+def test_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """peft warns, and trains on: one half of a pair is zero then, or both are as at the start."""
+    saved("dense-tiny", tmp_path / "base")
+    file, weights = adapter_of(tmp_path / "base", tmp_path / "adapter")
+    lost = "base_model.model.model.layers.1.self_attn.o_proj.lora_B"
+    put(file, {name: tensor for name, tensor in weights.items() if not name.startswith(lost)})
+    refused(tmp_path / "adapter", rf"lacks weights of its adapter \({lost}\.default\.weight\)")
+    put(file, {name: torch.cat([tensor, tensor]) for name, tensor in weights.items()})
+    refused(tmp_path / "adapter", r"of other sizes than its config says \(.*and \d+ more\)")
