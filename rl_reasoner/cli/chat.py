@@ -35,7 +35,7 @@ from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import printable
-from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
+from rl_reasoner.language.thinking import behind_chain, ends_within_chain, split_chain
 from rl_reasoner.report.console import emit, err, out, wrapped
 
 if TYPE_CHECKING:
@@ -61,11 +61,9 @@ class Reply:
 
     def parts(self) -> tuple[str, str]:
         """(the thinking with its tags, the answer): without a closing tag yet, by how it began."""
-        thinking, closing, answer = self.text.rpartition(CLOSE_THINK)
-        if closing:
-            return thinking + closing, answer
-        thinks = self.opened or self.text.lstrip().startswith(OPEN_THINK)
-        return (self.text, "") if thinks else ("", self.text)
+        thinking, answer = split_chain(self.text)
+        thinks = not thinking and (self.opened or behind_chain(self.text) is None)
+        return (self.text, "") if thinks else (thinking, answer)
 
     def shown(self) -> Text:
         """The reply for a reader."""
@@ -194,7 +192,7 @@ class ChatVerb:
             for reply, (name, policy) in zip(replies, policies, strict=True):
                 template, system = prompt_settings(name, self.template, self.system)
                 prompt = render(problem, template, policy.tokenizer, system)
-                reply.opened = isinstance(prompt, str) and prompt.rstrip().endswith(OPEN_THINK)
+                reply.opened = isinstance(prompt, str) and ends_within_chain(prompt)
 
                 def show(piece: str, reply: Reply = reply) -> None:
                     reply.text += piece

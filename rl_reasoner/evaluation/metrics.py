@@ -110,8 +110,9 @@ def _shares(rows: Sequence[Row]) -> dict[str, Any]:
         "repeating": sum(map(repeats_itself, texts)) / count,
         "judged": sum(score is not None for row in rows for score in row["scores"]) / count,
     }
-    if any(OPEN_THINK in text for text in texts):
-        shares["thinking"] = sum(map(has_chain, texts)) / count
+    chains = sum(map(has_chain, texts))
+    if chains or any(OPEN_THINK in text for text in texts):
+        shares["thinking"] = chains / count
     return shares
 
 

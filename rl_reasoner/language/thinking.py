@@ -84,8 +84,15 @@ def with_tags(chain: object, answer: object) -> str:
 
 
 def has_chain(completion: str) -> bool:
-    """Whether a chain of thought is opened, and is not an empty one."""
-    return OPEN_THINK in completion and NO_CHAIN not in completion
+    """Whether there is a chain of thought, and not an empty one; its end may be missing."""
+    said, _ = split_chain(completion)
+    return bool(chain_of(said).strip()) if said else behind_chain(completion) is None
+
+
+def ends_within_chain(prompt: str) -> bool:
+    """Whether a prompt ends with the mark that begins a chain: the completion goes on in it."""
+    last = deque(chain_marks(prompt.rstrip()), maxlen=1)
+    return bool(last) and not last[0].ends and not prompt[last[0].end :].strip()
 
 
 def chain_of(completion: str) -> str:

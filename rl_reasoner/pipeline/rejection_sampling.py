@@ -22,7 +22,7 @@ from rl_reasoner.evaluation.judging import Judge
 from rl_reasoner.files import append_rows, json_lines, write_json, write_jsonl
 from rl_reasoner.language.identification import language_share
 from rl_reasoner.language.repetition import repeats_itself
-from rl_reasoner.language.thinking import NO_CHAIN, TAGS, chain_of, with_tags
+from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, TAGS, chain_of
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.stages import SampleStage
 from rl_reasoner.recipe.tools import ToolSettings
@@ -31,7 +31,9 @@ from rl_reasoner.types import Row
 
 _CHUNK = 256  # prompts that are sampled and judged together
 _TAG = re.compile("|".join(TAGS))
-_FORMS = ("", NO_CHAIN, with_tags("", ""))
+_ANSWERS = ("", "".join(TAGS[2:]))  # without answer tags, and with them
+# A chain that the prompt begins only ends in the completion.
+_FORMS = {chain + answer for chain in ("", NO_CHAIN, CLOSE_THINK) for answer in _ANSWERS}
 _FILTERS = ("keep", "min_score")  # fields that are applied after the sampling
 _LEFT_OUT = ("completion", "chain", "solution")  # what rows have that is not the policy's own
 

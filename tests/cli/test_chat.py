@@ -27,6 +27,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "
             ("<think>7*8=56</think>", "<answer>6</answer>"),
         ),
         ("<think>7*8=", ("<think>7*8=", "")),
+        ("[THINK]7*8=", ("[THINK]7*8=", "")),
+        ("<thinking>7*8=56</thinking>6", ("<thinking>7*8=56</thinking>", "6")),
         ("the answer is 6", ("", "the answer is 6")),
         ("a</think>b</think>c", ("a</think>b</think>", "c")),
     ],

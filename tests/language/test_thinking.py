@@ -8,7 +8,13 @@ import pytest
 from rl_reasoner.dataset.code_rows import continue_program
 from rl_reasoner.judging.rubric import read_rubric
 from rl_reasoner.judging.verdicts import Points, read_points
-from rl_reasoner.language.thinking import answer_part, behind_chain, chain_of
+from rl_reasoner.language.thinking import (
+    answer_part,
+    behind_chain,
+    chain_of,
+    ends_within_chain,
+    has_chain,
+)
 from rl_reasoner.rewards.code_tests import program_of
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Rollout
@@ -42,6 +48,22 @@ def test_a_program_stands_behind_the_reasoning(extract: str, begin: str, end: st
     draft = begin + DRAFT.format(BLOCK)
     assert program_of(draft, extract) is None
     assert program_of(draft + end + BLOCK.replace("1", "2"), extract) == "x = 2"
+
+
+@pytest.mark.parametrize(("begin", "end"), zip(BEGINS, ENDS, strict=True))
+def test_a_chain_is_one_with_something_in_it(begin: str, end: str) -> None:
+    assert has_chain(f"{begin}so{end}5") and has_chain(f"{begin}so")
+    assert has_chain(f"so{end}5"), "the prompt begins it"
+    if begin == "<think>":
+        assert not has_chain(f"{begin}\n\n{end}5"), "as models write it that do not think"
+    assert not has_chain("5") and not has_chain(f"It stands in `{begin}`: 5")
+
+
+def test_a_prompt_that_begins_the_chain_ends_within_it() -> None:
+    assert ends_within_chain("<|im_start|>assistant\n<think>\n")
+    assert ends_within_chain("Q: 1\nA: [THINK]")
+    for prompt in ("", "Think in <think> tags.", "A: <think>\n\n</think>\n\n", "Q: 1\nA:"):
+        assert not ends_within_chain(prompt)
 
 
 def test_the_reason_names_reasoning_that_never_ends() -> None:

@@ -119,6 +119,16 @@ def test_unreadable_ones_are_left_out(text: str, tmp_path: Path) -> None:
     assert [row["completion"] for row in rows] == [text]
 
 
+@pytest.mark.parametrize(
+    "text", ["<answer>2</answer>", "1+1=2</think>2", "1</think><answer>2</answer>"]
+)
+def test_a_form_of_answers_alone_and_a_chain_that_the_prompt_begins_are_kept(
+    text: str, tmp_path: Path
+) -> None:
+    rows, _ = kept(tmp_path, [sampled((text, 1.0))])
+    assert [row["completion"] for row in rows] == [text]
+
+
 def test_cut_off_ones_are_left_out(tmp_path: Path) -> None:
     lines = [sampled((GOOD, 1.0), cut=True), sampled(("4", 1.0))]
     assert kept(tmp_path, lines)[1]["left_out"] == {"not readable": 1}
