@@ -19,6 +19,8 @@ from rl_reasoner.types import Rollout
 
 REPLY_CHARS = 1 << 16
 """What a reply may have; a verdict has some hundred."""
+_AT_ONCE = re.compile(r"(?:```\w*\s*)?\{")
+"""A verdict at the very beginning has no reasoning before it: what it quotes ends none."""
 _REFUSED = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I can(?:'t|not| not)|I won't|as an AI)\b",
     re.IGNORECASE,
@@ -91,7 +93,9 @@ def read_ranking(reply: Rollout, labels: Sequence[str]) -> list[str] | Void:
 
 
 def _read(reply: Rollout) -> _Reply | Void:
-    text = (behind_chain(reply.text) or "").strip()
+    text = reply.text.strip()
+    if not _AT_ONCE.match(text):
+        text = (behind_chain(text) or "").strip()
     if len(text) > REPLY_CHARS:
         return Void("huge", f"{len(text):,} characters")
     start, end = text.find("{"), text.rfind("}")

@@ -242,6 +242,11 @@ def test_a_verdict_is_read_out_of_what_stands_around_it(points: int, around: str
             {"correct": 4, "sound": 4},
         ),
         ('<think>no</think>{"points": {"correct": 4, "sound": 4}}', {"correct": 4, "sound": 4}),
+        (
+            '```json\n{"reason": "it says </think>{\\"points\\": 1}", '
+            '"points": {"correct": 0, "sound": 1}}\n```',
+            {"correct": 0, "sound": 1},
+        ),
     ],
 )
 def test_what_servers_write_is_read_and_a_draft_is_not(text: str, wanted: Any) -> None:
