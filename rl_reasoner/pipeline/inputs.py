@@ -198,11 +198,13 @@ def _try_rewards(
     """Call each reward once on a real row of each task; and ask for the forms of a control arm."""
     failed: dict[str, str] = {}
     for stage in (one for one in recipe.stages if one.kind == "grpo"):
+        named: list[Row] = []
+        with problems.field("rewards"):
+            named = [name_rewards(row, rewards) for row in unfiltered(recipe, stage, rows)]
         for name, function in rewards.items():
             optional = rule_of(function, recipe.rewards[name].optional).optional
-            for row in _first_of_each_task(unfiltered(recipe, stage, rows), name_of(function)):
+            for row in _first_of_each_task(named, name_of(function)):
                 with problems.field("rewards", name):
-                    row = name_rewards(row, rewards)
                     if said := _try_reward(function, name, row, optional=optional):
                         failed.setdefault(name, said)
     for name, said in failed.items():

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline import difficulty_filter
 from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows, histogram
+from rl_reasoner.pipeline.inputs import read_inputs
 from rl_reasoner.pipeline.rejection_sampling import NothingKept
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.recipe.recipe import Recipe
@@ -307,6 +309,23 @@ def test_a_filter_that_keeps_nothing_is_one_clear_error(reward: str, tmp_path: P
     made = filtered(tmp_path, reward, data=str(data))
     with pytest.raises(NothingKept, match=r"filter kept none of 2 rows.*: 1: 2\. Give harder"):
         train(made, quiet=True)
+
+
+def test_a_reward_that_the_rows_of_a_filter_name_is_tried_on_one_before_the_run(
+    tmp_path: Path,
+) -> None:
+    """Rows name it as the recipe does, by its file."""
+    (tmp_path / "own.py").write_text(
+        "from rl_reasoner import reward\n\n\n@reward\n"
+        "def f(completion, level):\n    return level + 'x'\n"
+    )
+    own = f"{tmp_path / 'own.py'}:f"
+    data = tmp_path / "rows.jsonl"
+    data.write_text(lines({"problem": "1+1=", "answer": "2", "level": 1, "rewards": [own]}))
+    stage = {"kind": "filter", "samples": 2, "data": str(data), "reward": "math_answer"}
+    fields = {"rewards": {"math_answer": 1.0, own: 1.0}, "evals": {"sets": []}}
+    with pytest.raises(UserError, match="a trial call failed: reward 'f': TypeError"):
+        read_inputs(recipe(tmp_path, stage, grpo(data=None), **fields))
 
 
 @pytest.mark.parametrize(
