@@ -13,6 +13,7 @@ layers that bear them (shared experts, dense layers) are named to it as paramete
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,12 @@ _TAKEN = {"gate_proj", "up_proj", "down_proj"}  # that peft renames to the exper
 def add_lora(policy: Policy, lora: Lora, seed: int) -> None:
     """Add a new low-rank adapter to the policy's model; `seed` initialises it.
 
-    On linear layers and experts, on the router only if it is named (see `lora_targets`).
+    On linear layers and experts, on the router only if it is named (see `lora_targets`). A folder
+    that the model is from is named whole in the adapter, which so opens wherever one stands.
     """
+    base = policy.model.name_or_path
+    if base and Path(base).is_dir():
+        policy.model.name_or_path = str(Path(base).absolute())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy.model = adapted_model(policy.model, lora)

@@ -85,6 +85,17 @@ def test_an_adapter_whose_base_lacks_weights_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "adapter", rf"adapter' has a base, .*base, that lacks weights .*\({lost}\)")
 
 
+def test_an_adapter_opens_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved("dense-tiny", Path("base"))
+    adapter_of(Path("base"), Path("adapter"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    open_policy("../adapter", device="cpu")
+
+
 def test_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     """peft warns, and trains on: one half of a pair is zero then, or both are as at the start."""
     saved("dense-tiny", tmp_path / "base")
