@@ -19,8 +19,7 @@ from rl_reasoner.types import Rollout
 
 REPLY_CHARS = 1 << 16
 """What a reply may have; a verdict has some hundred."""
-_AT_ONCE = re.compile(r"(?:```\w*\s*)?\{")
-"""A verdict at the very beginning has no reasoning before it: what it quotes ends none."""
+_WHOLE = re.compile(r"(?:```\w*\s*)?(\{.*\})\s*(?:```)?", re.DOTALL)
 _REFUSED = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I can(?:'t|not| not)|I won't|as an AI)\b",
     re.IGNORECASE,
@@ -94,7 +93,7 @@ def read_ranking(reply: Rollout, labels: Sequence[str]) -> list[str] | Void:
 
 def _read(reply: Rollout) -> _Reply | Void:
     text = reply.text.strip()
-    if not _AT_ONCE.match(text):
+    if not _is_a_verdict(text):
         text = (behind_chain(text) or "").strip()
     if len(text) > REPLY_CHARS:
         return Void("huge", f"{len(text):,} characters")
@@ -110,6 +109,15 @@ def _read(reply: Rollout) -> _Reply | Void:
     except ValueError as error:
         return Void("malformed", str(error)[:120])
     return Void("unsure") if found.unsure else found
+
+
+def _is_a_verdict(text: str) -> bool:
+    """Whether a reply is JSON, and no more: then no reasoning ends in it, whatever it quotes."""
+    found = _WHOLE.fullmatch(text) if len(text) <= REPLY_CHARS else None
+    try:
+        return found is not None and isinstance(json_value(found[1]), dict)
+    except ValueError:
+        return False
 
 
 def _kind_of_prose(text: str, truncated: bool) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from rl_reasoner.policy.names import locate
 from rl_reasoner.policy.policy import NotWholeError, Policy, whole_model, with_whole_adapter
 from rl_reasoner.policy.scratch import scratch_policy
 
+_TASK = "CAUSAL_LM"  # in peft's words
 # What the readers of a policy's files raise for files that are damaged, or not of their kind.
 UNREADABLE = (
     OSError,
@@ -127,6 +128,8 @@ def _open_adapter(path: str, source: str) -> tuple[Any, Any]:
     adapter = PeftConfig.from_pretrained(path)
     if not adapter.base_model_name_or_path:
         raise UserError(f"policy {source!r} is an adapter that does not name its base policy")
+    if adapter.task_type not in (None, _TASK):
+        raise UserError(f"policy {source!r} is an adapter for {adapter.task_type}, not for {_TASK}")
     base = str(adapter.base_model_name_or_path)
     with locate(base) as place:
         config = load_config(place)  # an adapter on the hub may lack it

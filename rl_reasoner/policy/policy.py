@@ -1,8 +1,7 @@
 """`Policy`: a causal language model of transformers with its tokenizer, and all of its weights.
 
 A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere. What a file lacks
-that function makes up, and it would be trained so: `whole_model` refuses it,
-and `with_whole_adapter` what peft makes up.
+that function makes up, and so does peft: it would be trained so, and is refused here.
 """
 
 import errno

@@ -247,6 +247,10 @@ def test_a_verdict_is_read_out_of_what_stands_around_it(points: int, around: str
             '"points": {"correct": 0, "sound": 1}}\n```',
             {"correct": 0, "sound": 1},
         ),
+        (
+            '{"points": {"correct": 4}} is too much</think>{"points": {"correct": 0, "sound": 1}}',
+            {"correct": 0, "sound": 1},
+        ),
     ],
 )
 def test_what_servers_write_is_read_and_a_draft_is_not(text: str, wanted: Any) -> None:

@@ -96,6 +96,14 @@ def test_an_adapter_opens_wherever_one_stands(
     open_policy("../adapter", device="cpu")
 
 
+def test_an_adapter_of_another_task_is_refused(tmp_path: Path) -> None:
+    saved("dense-tiny", tmp_path / "base")
+    adapter_of(tmp_path / "base", tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "task_type": "SEQ_CLS"}))
+    refused(tmp_path / "adapter", "is an adapter for SEQ_CLS, not for CAUSAL_LM")
+
+
 def test_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     """peft warns, and trains on: one half of a pair is zero then, or both are as at the start."""
     saved("dense-tiny", tmp_path / "base")
