@@ -22,6 +22,7 @@ OPEN_THINK, CLOSE_THINK, OPEN_ANSWER, CLOSE_ANSWER = TAGS = (
 )
 NO_CHAIN = OPEN_THINK + CLOSE_THINK
 """How a direct answer begins in the form with tags."""
+_DIRECT = re.compile(r"\s*<think>\s*</think>")
 _MARK = re.compile(
     r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|analysis|seed:think)>"
     r"|\[(/?)THINK\]|<\|(begin|end)_of_thought\|>|◁(/?)think▷",
@@ -84,7 +85,12 @@ def with_tags(chain: object, answer: object) -> str:
 
 
 def has_chain(completion: str) -> bool:
-    """Whether there is a chain of thought, and not an empty one; its end may be missing."""
+    """Whether there is a chain of thought, and not an empty one; its end may be missing.
+
+    A completion that begins with an empty one answers at once, whatever follows.
+    """
+    if _DIRECT.match(completion):
+        return False
     said, _ = split_chain(completion)
     return bool(chain_of(said).strip()) if said else behind_chain(completion) is None
 

@@ -56,6 +56,7 @@ def test_a_chain_is_one_with_something_in_it(begin: str, end: str) -> None:
     assert has_chain(f"so{end}5"), "the prompt begins it"
     if begin == "<think>":
         assert not has_chain(f"{begin}\n\n{end}5"), "as models write it that do not think"
+    assert not has_chain("<think></think>5</think>"), "it answers at once"
     assert not has_chain("5") and not has_chain(f"It stands in `{begin}`: 5")
 
 
