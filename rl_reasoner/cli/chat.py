@@ -262,7 +262,8 @@ class _Screen:
     def draw(self, reply: Reply, piece: str) -> None:
         """Show the newest piece of a reply."""
         if self.streams:
-            style = "dim" if reply.parts()[0] and not reply.parts()[1] else ""
+            thinking, answer = reply.parts()
+            style = "dim" if thinking and not answer else ""
             out.print(Text(printable(piece), style), end="", soft_wrap=True)
         elif self.live is not None:
             self.live.update(self._beside(), refresh=True)

@@ -99,9 +99,7 @@ def _open_pretrained(path: str, source: str) -> Policy:
         elif is_sharded(folder):
             model = _merge_shards(folder)
         else:
-            config = load_config(path)
-            with whole_blocks() if has_fp8_weights(config) else nullcontext():
-                model = whole_model(path, config=config)
+            model = _open_whole(path)
     except NotWholeError as error:
         raise UserError(f"policy {source!r} {error}") from error
     except UNREADABLE as error:
@@ -121,6 +119,13 @@ def _open_pretrained(path: str, source: str) -> Policy:
     return Policy(model, tokenizer, source)
 
 
+def _open_whole(path: str, **settings: Any) -> Any:
+    """The model in a folder or on the hub; weights in FP8 are dequantised."""
+    config = load_config(path)
+    with whole_blocks() if has_fp8_weights(config) else nullcontext():
+        return whole_model(path, config=config, **settings)
+
+
 def _open_adapter(path: str, source: str) -> tuple[Any, Any]:
     """The model of an adapter with its base, and its tokenizer or that of the base."""
     from peft import PeftConfig
@@ -132,17 +137,15 @@ def _open_adapter(path: str, source: str) -> tuple[Any, Any]:
         raise UserError(f"policy {source!r} is an adapter for {adapter.task_type}, not for {_TASK}")
     base = str(adapter.base_model_name_or_path)
     with locate(base) as place:
-        config = load_config(place)  # an adapter on the hub may lack it
         try:
-            with whole_blocks() if has_fp8_weights(config) else nullcontext():
-                model = whole_model(place, config=config, revision=adapter.revision)
+            model = _open_whole(place, revision=adapter.revision)
         except NotWholeError as error:
             raise NotWholeError(f"has a base, {base}, that {error}") from error
-        tokenizer = _open_tokenizer(path, source, config)
+        tokenizer = _open_tokenizer(path, source, model.config)  # on the hub it may lack a config
         if tokenizer and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))  # new tokens' rows are the adapter's
         if tokenizer is None:
-            tokenizer = _open_tokenizer(place, source, config)
+            tokenizer = _open_tokenizer(place, source, model.config)
     model = with_whole_adapter(model, path, trained=not adapter.is_prompt_learning)
     return model.eval(), tokenizer  # as every other: dropout is for training
 

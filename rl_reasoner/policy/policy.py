@@ -112,7 +112,7 @@ def whole_model(path: str, **settings: Any) -> Any:
     if lacking := sorted(found["missing_keys"]):
         raise NotWholeError(f"lacks weights of its model ({_first(lacking)})")
     if unlike := sorted(name for name, *_ in found["mismatched_keys"]):
-        raise NotWholeError(f"has weights of other sizes than its config says ({_first(unlike)})")
+        raise _of_other_sizes(unlike)
     return model
 
 
@@ -133,8 +133,11 @@ def with_whole_adapter(model: Any, path: str, *, trained: bool) -> Any:
     except RuntimeError as error:
         if not (unlike := _UNLIKE.findall(str(error))):
             raise
-        names = _first(unlike)
-        raise NotWholeError(f"has weights of other sizes than its config says ({names})") from error
+        raise _of_other_sizes(unlike) from error
+
+
+def _of_other_sizes(names: list[str]) -> NotWholeError:
+    return NotWholeError(f"has weights of other sizes than its config says ({_first(names)})")
 
 
 def _first(names: list[str]) -> str:

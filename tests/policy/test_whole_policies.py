@@ -93,7 +93,7 @@ def test_an_adapter_opens_wherever_one_stands(
     adapter_of(Path("base"), Path("adapter"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    open_policy("../adapter", device="cpu")
+    assert "default" in open_policy("../adapter", device="cpu").model.peft_config
 
 
 def test_an_adapter_of_another_task_is_refused(tmp_path: Path) -> None:
