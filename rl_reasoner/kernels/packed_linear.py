@@ -10,7 +10,7 @@ gradients; other layers are left as they are, and so are small models, where it 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -41,12 +41,12 @@ class PackedWeight:
         self._product: Callable[[Tensor], Tensor]
         if dtype == torch.int8:
             self._product = IntegerWeight(weight, bias)
-        elif not _by_onednn(weight) or dtype not in PACKED_TYPES:
-            self._product = partial(linear, weight=weight.to(dtype), bias=_in(bias, dtype))
-        elif weight.shape[1] % 2 == 0 and _by_panels(dtype):
+        elif (way := _way(weight, dtype)) == "panels":
             self._product = PanelWeight(weight, bias, dtype)
-        else:
+        elif way == "onednn":
             self._product = _OnednnWeight(weight, bias, dtype)
+        else:
+            self._product = partial(linear, weight=weight.to(dtype), bias=_in(bias, dtype))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
@@ -151,14 +151,26 @@ def _autocast(layers: list[nn.Linear]) -> torch.dtype | None:
 
 def _pays(layers: list[nn.Linear]) -> bool:
     """Whether a copy in another layout alone is faster."""
-    if not layers or not all(_by_onednn(layer.weight) for layer in layers):
+    if not layers or any(_way(layer.weight, layer.weight.dtype) == "torch" for layer in layers):
         return False
     large = sum(layer.weight.nbytes for layer in layers) >= _WORTH
     return large or choices.get(f"sampling_layout{_products_named()}", _time_layout) == "packed"
 
 
-def _by_onednn(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+def _way(weight: Tensor, dtype: torch.dtype) -> str:
+    """Whose products a copy in `dtype` has: those of panels, of onednn, or of torch."""
+    if weight.device.type != "cpu" or dtype not in PACKED_TYPES:
+        return "torch"
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "torch"
+    if weight.shape[1] % 2 == 0 and _by_panels(dtype):
+        return "panels"
+    return "onednn" if _onednn_has(dtype) else "torch"
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies in it here: bf16 needs instructions that AVX2 alone has not."""
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _by_panels(dtype: torch.dtype) -> bool:
@@ -168,10 +180,10 @@ def _by_panels(dtype: torch.dtype) -> bool:
 def few_rows_timed(dtype: torch.dtype) -> dict[str, Any]:
     """`way`, panels or onednn: the faster product of few rows; `ms` of the products in each.
 
-    Where there is no compiled one that is right, nothing is timed or kept.
+    Where there is no compiled one that is right, nothing is timed or kept, and `way` may be torch.
     """
     if not native.available() or not panel_weight.works(dtype):
-        return {"way": "onednn"}
+        return {"way": "onednn" if _onednn_has(dtype) else "torch"}
     name = f"sampling_products/{PACKED_TYPES[dtype]}/{torch.get_num_threads()}_threads"
     timed: dict[str, Any] = choices.get(name, lambda: _time_panels(dtype), _is_way)
     return timed
@@ -231,10 +243,8 @@ def _time_panels(dtype: torch.dtype) -> dict[str, Any]:
     for count, inputs in ((16, 256), (2, 2048)):
         weights = [layer.weight for layer in _layers(count, inputs, 704)]
         ways: dict[str, Products] = {"panels": [PanelWeight(w, None, dtype) for w in weights]}
-        with suppress(RuntimeError):  # without instructions for bf16 there is none by oneDNN
-            onednn = [_OnednnWeight(w, None, dtype) for w in weights]
-            onednn[0](torch.ones(4, inputs, dtype=dtype))
-            ways["onednn"] = onednn
+        if _onednn_has(dtype):
+            ways["onednn"] = [_OnednnWeight(w, None, dtype) for w in weights]
         seconds += [_seconds(ways, torch.ones(n, inputs, dtype=dtype)) for n in (4, 16, 48)]
     total = {way: sum(one[way] for one in seconds) for way in seconds[0]}
     return {"way": min(total, key=lambda way: total[way]), "ms": _in_ms(total, 2)}

@@ -1,10 +1,11 @@
 """Which prompts are run when, and which rows enter the batch: the engine's budgets.
 
 Rows wait in the order of their prompts. One is taken when it fits, by the longest that it may get:
-then nothing has to be thrown out later. Prompts of rows that are taken are run part by part, so
-that rows that are being sampled wait for no more than a share of the time. What is decided here
-follows from numbers of tokens, never from a clock: a run that is repeated takes the same rows at
-the same steps.
+then nothing has to be thrown out later. Where rows have to give room to prompts, or prompts to
+rows, all is copied, so that waits until many can be taken at once. Prompts of rows that are taken
+are run part by part, so that rows that are being sampled wait for no more than a share of the time.
+What is decided here follows from numbers of tokens, never from a clock: a run that is repeated
+takes the same rows at the same steps.
 
 A row that waits for an answer is away; when it comes back is up to who answers. It keeps what it
 has stored as long as nobody needs the room; else that is run again when it is back. Rows that come
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rl_reasoner.rollout.kv_cache import CachedPrompt, CachedRow, KVCache
+from rl_reasoner.rollout.kv_cache import CachedPrompt, CachedRow, KVCache, with_slack
 from rl_reasoner.rollout.prefill import PromptPart, RowPart
 
 LIVE_ROWS = 512  # that are sampled at once
@@ -29,6 +30,7 @@ PREFILL = 8192  # prompt tokens of one pass
 _CHUNK = 512  # of one pass while rows wait for it: fewer would be slow work
 _SHARE = 0.5  # of the time between tokens that new prompts may take
 _BEGINNING = 32  # tokens that all prompts begin with; fewer are not worth a pass of their own
+_SPARE = 8  # the cache's split is changed for one part in so many of its tokens
 _FEW = {"cpu": 64, "cuda": 512}  # tokens in a pass below which it takes no less time
 
 
@@ -140,6 +142,7 @@ class Admission:
         self._started: list[WaitingPrompt | WaitingRow] = []  # with rows that are due
         self._credit = 0.0  # prompt tokens that may be run now
         self._lost = 0.0  # passes' worth of the rows that wait to enter
+        self._remade = False  # the cache is, for those that are taken now
         self._few = _FEW.get(cache.device.type, _FEW["cuda"])
 
     @property
@@ -175,6 +178,7 @@ class Admission:
             self._started.append(self._back.popleft())
             self.taken += 1
         fresh: list[WaitingPrompt] = []
+        self._remade = False
         while self._waiting and self._fits(self._waiting[0], fresh):
             prompt = self._waiting[0]
             if prompt.cached is None and prompt not in fresh:
@@ -208,16 +212,20 @@ class Admission:
         prompts, longest = self.cache.prompts + len(fresh), self.cache.longest_prompt
         longest = max(longest, *(len(p.ids) for p in (prompt, *fresh)))
         prompts += prompt.cached is None and prompt not in fresh
-        left = self.tokens - prompts * longest - (self.taken + 1) * self.longest
+        left = self.tokens - prompts * with_slack(longest) - (self.taken + 1) * self.longest
         if left < 0:
             return False
+        if not self._remade and not self.cache.grows_to(self.taken + 1, prompts, longest):
+            if left * _SPARE < self.tokens:
+                return False
+            self._remade = True
         self._drop([*self._back, *self.away.values()], left)
         return True
 
     def _fits_again(self, row: WaitingRow) -> bool:
         if self.taken >= self.limit:
             return False
-        prompts = self.cache.prompts * self.cache.longest_prompt
+        prompts = self.cache.prompts * with_slack(self.cache.longest_prompt)
         left = self.tokens - prompts - (self.taken + 1) * self.longest
         if left < 0 and self.taken:
             return False

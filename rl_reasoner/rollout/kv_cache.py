@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 _STEP = 64  # tokens that rows have room for at first; doubled when a row needs more
+_SLACK = 8  # what grows gets up to one part in so many more than it needs
 Buffers = tuple[Tensor, Tensor]  # keys and values
+_Shape = tuple[int, int, int, int]
 
 
 @dataclass(eq=False)
@@ -102,6 +104,12 @@ class KVCache:
         )
 
     @property
+    def _aside(self) -> int:
+        """Tokens that are kept outside the buffers of prompts and rows."""
+        outside = sum(row.length for row in self._outside)
+        return outside + (self.beginning[0][0].shape[1] if self.beginning else 0)
+
+    @property
     def prompts(self) -> int:
         """The number of prompts."""
         return len(self._prompts)
@@ -130,6 +138,18 @@ class KVCache:
         self._clean(self.prompt, [prompt.slot for prompt in added])
         self._fit()
         return added
+
+    def grows_to(self, rows: int, prompts: int, length: int) -> bool:
+        """Whether there is room for as many without making anything smaller for it.
+
+        `length`: of the longest prompt.
+        """
+        slots, capacity = max(self.slots, rows), max(self.prompt_capacity, with_slack(length))
+        prompt_slots = max(self.prompt_slots, prompts)
+        if (slots, prompt_slots, capacity) == (self.slots, self.prompt_slots, self.prompt_capacity):
+            return True
+        held = slots * self.most + prompt_slots * capacity + self._aside
+        return self.budget is None or held <= self.budget
 
     def keep_beginning(self, prompt: CachedPrompt, length: int) -> None:
         """Keep a copy of the first `length` tokens of a prompt, with which others begin, too."""
@@ -252,13 +272,9 @@ class KVCache:
         capacity = max(self.capacity, min(_STEP, self.most))
         while capacity < min(self.longest + 1, self.most):
             capacity = min(2 * capacity, self.most)
-        need = (self.rows, capacity, len(self._prompts), self.longest_prompt)
+        need = (self.rows, capacity, len(self._prompts), with_slack(self.longest_prompt))
         have = (self.slots, self.capacity, self.prompt_slots, self.prompt_capacity)
-        new = tuple(map(max, need, have))
-        outside = sum(row.length for row in self._outside)
-        outside += self.beginning[0][0].shape[1] if self.beginning else 0
-        if self.budget is not None and new[0] * new[1] + new[2] * new[3] + outside > self.budget:
-            new = need
+        new = self._shape(need, have)
         if new != have:
             self.slots, self.capacity, self.prompt_slots, self.prompt_capacity = new
             self.version += 1
@@ -266,6 +282,25 @@ class KVCache:
                 for call, pair in enumerate(buffers):  # one after the other, for the memory
                     buffers[call] = (_resized(pair[0], *shape), _resized(pair[1], *shape))
         self._place()
+
+    def _shape(self, need: _Shape, have: _Shape) -> _Shape:
+        """Slots and capacity, for rows and for prompts: as they are, unless room or memory lacks.
+
+        Buffers made anew are all copied. So what grows gets some slack, and within the budget
+        as little as possible is made smaller.
+        """
+        grown = tuple(h if n <= h else with_slack(n) for n, h in zip(need, have, strict=True))
+        most = tuple(map(max, need, have))
+        for slots, capacity, prompts, length in (
+            (grown[0], most[1], grown[2], most[3]),
+            most,
+            (*most[:2], *need[2:]),
+            (*need[:2], *most[2:]),
+        ):
+            held = slots * capacity + prompts * length + self._aside
+            if self.budget is None or held <= self.budget:
+                return slots, capacity, prompts, length
+        return need
 
     def _place(self) -> None:
         """Bring the index tensors up to date."""
@@ -391,6 +426,12 @@ class KVCache:
         before = torch.arange(self.longest_prompt, device=self.device)
         behind = torch.arange(self._first(window), self.longest + 1, device=self.device)
         return unseen(before, prompts, behind, own, window)
+
+
+def with_slack(count: int) -> int:
+    """`count`, rounded up by an eighth at most, so that few others give another number."""
+    step = 1 << max(count.bit_length() - _SLACK.bit_length(), 0)
+    return -(-count // step) * step
 
 
 def unseen(before: Tensor, prompts: Tensor, behind: Tensor, own: Tensor, window: int) -> Tensor:

@@ -112,7 +112,25 @@ def test_the_faster_product_is_chosen_once_and_only_if_there_is_one(
     chosen = packed_linear._by_panels(dtype)
     monkeypatch.setattr(packed_linear, "_time_panels", lambda dtype: 1 / 0)
     assert packed_linear._by_panels(dtype) == chosen
-    assert packed_linear.few_rows_timed(dtype)["ms"].keys() == {"panels", "onednn"}
+    ways = {"panels", "onednn"} if packed_linear._onednn_has(dtype) else {"panels"}
+    assert packed_linear.few_rows_timed(dtype)["ms"].keys() == ways
+
+
+def test_without_instructions_for_bf16_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __init__(self, weight: torch.Tensor, bias: object, dtype: torch.dtype) -> None:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(packed_linear, "_OnednnWeight", Fails)
+    monkeypatch.setattr(native, "available", lambda: False)
+    weight, given = torch.randn(6, 8), torch.randn(3, 8).bfloat16()
+    product = packed_linear.PackedWeight(weight, None, torch.bfloat16)(given)
+    torch.testing.assert_close(product, given @ weight.bfloat16().t(), atol=2e-2, rtol=2e-2)
+    assert packed_linear.few_rows_timed(torch.bfloat16) == {"way": "torch"}
+    model = nn.Sequential(nn.Linear(8, 6)).bfloat16()
+    with packed_linears(model):
+        assert "forward" not in model[0].__dict__, "a copy that is no faster"
 
 
 @pytest.mark.usefixtures("way")

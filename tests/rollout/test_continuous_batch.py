@@ -119,6 +119,34 @@ def test_keys_and_values_stay_within_their_budget(monkeypatch: pytest.MonkeyPatc
     assert room * engine.token_bytes(model) / 4 < max(sizes) <= room * engine.token_bytes(model)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_buffers_are_seldom_made_anew(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are copied then. Prompts come by their length, as those of an evaluation do."""
+    model = model_of("llama")
+    prompts = [
+        [3 + (i + j) % 30 for j in range(40 + i // 3)] for i in range(80) for _ in range(rows)
+    ]
+    keys = [[i] for i in range(80 * rows)]
+    budgets = [10 + 7 * i % 30 for i in range(80 * rows)]
+    room = 3600  # some 30 rows
+    sizes = sizes_within(room, model, monkeypatch)
+    made: set[int] = set()
+    advance = KVCache.advance
+
+    def noted(cache: KVCache) -> None:
+        made.add(cache.version)
+        advance(cache)
+
+    monkeypatch.setattr(KVCache, "advance", noted)
+    with passes_of(model) as passes:
+        found = generate(model, prompts, keys, SamplingParams(40, (-1,)), budgets=budgets)
+    assert [len(c.ids) for c in found] == budgets
+    assert max(sizes) <= room * engine.token_bytes(model)
+    steps = [count for count, width in passes if width == 1]
+    assert len(made) <= 8 * rows, "each row or prompt that enters made them anew"
+    assert len(steps) <= 1.1 * sum(budgets) / max(steps) + 40
+
+
 def test_new_prompts_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the tokens of all passes, while rows are being sampled, but for one part at a time."""
     model = model_of("llama")
