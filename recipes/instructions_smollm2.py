@@ -8,9 +8,8 @@
 "Tell me about the moon. Do not use any commas. Begin with the words ...": one or two instructions a
 prompt, generated, checked by program; a response earns 1 when it follows all. The generator writes
 half of its prompts in Chinese, which this model hardly knows: the files that `make real` makes
-(benchmarks/real/splits.py) hold the English ones. 3,200 completions. Not yet measured: the rate is
-ten times that for the model of 0.5B, as for its size and batch elsewhere; responses are short so
-that two cores draw them in an afternoon.
+(benchmarks/real/splits.py) hold the English ones. 3,200 completions; responses are short so that
+two cores draw them in an afternoon. What came of it: recipes/README.md.
 """
 
 from rl_reasoner import Recipe

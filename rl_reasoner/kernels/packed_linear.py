@@ -88,6 +88,7 @@ def packed_linears(model: nn.Module, dtype: torch.dtype | None = None) -> Iterat
     if cast is not None:
         layers = layers if dtype == cast else []
     elif dtype is None or all(layer.weight.dtype == dtype for layer in layers):
+        layers = [one for one in layers if _way(one.weight, one.weight.dtype) != "torch"]
         layers = layers if _pays(layers) else []
     for layer in layers:
         # before the class's own, for this instance
@@ -151,7 +152,7 @@ def _autocast(layers: list[nn.Linear]) -> torch.dtype | None:
 
 def _pays(layers: list[nn.Linear]) -> bool:
     """Whether a copy in another layout alone is faster."""
-    if not layers or any(_way(layer.weight, layer.weight.dtype) == "torch" for layer in layers):
+    if not layers:
         return False
     large = sum(layer.weight.nbytes for layer in layers) >= _WORTH
     return large or choices.get(f"sampling_layout{_products_named()}", _time_layout) == "packed"
@@ -161,8 +162,6 @@ def _way(weight: Tensor, dtype: torch.dtype) -> str:
     """Whose products a copy in `dtype` has: those of panels, of onednn, or of torch."""
     if weight.device.type != "cpu" or dtype not in PACKED_TYPES:
         return "torch"
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return "torch"
     if weight.shape[1] % 2 == 0 and _by_panels(dtype):
         return "panels"
     return "onednn" if _onednn_has(dtype) else "torch"
@@ -170,6 +169,8 @@ def _way(weight: Tensor, dtype: torch.dtype) -> str:
 
 def _onednn_has(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies in it here: bf16 needs instructions that AVX2 alone has not."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -185,7 +186,8 @@ def few_rows_timed(dtype: torch.dtype) -> dict[str, Any]:
     if not native.available() or not panel_weight.works(dtype):
         return {"way": "onednn" if _onednn_has(dtype) else "torch"}
     name = f"sampling_products/{PACKED_TYPES[dtype]}/{torch.get_num_threads()}_threads"
-    timed: dict[str, Any] = choices.get(name, lambda: _time_panels(dtype), _is_way)
+    usable = partial(_is_usable_way, dtype=dtype)
+    timed: dict[str, Any] = choices.get(name, lambda: _time_panels(dtype), usable)
     return timed
 
 
@@ -194,8 +196,9 @@ def _products_named() -> str:
     return "/compiled" if native.available() else ""
 
 
-def _is_way(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("way") in ("panels", "onednn")
+def _is_usable_way(value: Any, dtype: torch.dtype) -> bool:
+    way = value.get("way") if isinstance(value, dict) else None
+    return way == "panels" or (way == "onednn" and _onednn_has(dtype))
 
 
 def _packed(layer: nn.Linear, dtype: torch.dtype, back: bool) -> Callable[[Tensor], Tensor]:

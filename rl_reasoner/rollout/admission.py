@@ -206,26 +206,33 @@ class Admission:
 
     def _fits(self, prompt: WaitingPrompt, fresh: Sequence[WaitingPrompt]) -> bool:
         if not self.taken and not self._back and not self.away:
+            self._remade = True
             return True
         if self.taken >= self.limit:
             return False
         prompts, longest = self.cache.prompts + len(fresh), self.cache.longest_prompt
         longest = max(longest, *(len(p.ids) for p in (prompt, *fresh)))
-        prompts += prompt.cached is None and prompt not in fresh
-        left = self.tokens - prompts * with_slack(longest) - (self.taken + 1) * self.longest
+        new = prompt.cached is None and prompt not in fresh
+        room = self._room(longest)
+        left = self.tokens - (prompts + new) * room - (self.taken + 1) * self.longest
         if left < 0:
             return False
-        if not self._remade and not self.cache.grows_to(self.taken + 1, prompts, longest):
-            if left * _SPARE < self.tokens:
+        if not self._remade and not self.cache.grows_to(self.taken + 1, prompts + new, longest):
+            free = left + self.longest + new * room  # before this one
+            if self.taken and free * _SPARE < self.tokens:
                 return False
             self._remade = True
         self._drop([*self._back, *self.away.values()], left)
         return True
 
+    def _room(self, longest: int) -> int:
+        """Tokens that each prompt takes; a few rows have no slack, which one more may need."""
+        return longest if self.taken < _SPARE else with_slack(longest)
+
     def _fits_again(self, row: WaitingRow) -> bool:
         if self.taken >= self.limit:
             return False
-        prompts = self.cache.prompts * with_slack(self.cache.longest_prompt)
+        prompts = self.cache.prompts * self._room(self.cache.longest_prompt)
         left = self.tokens - prompts - (self.taken + 1) * self.longest
         if left < 0 and self.taken:
             return False

@@ -106,8 +106,12 @@ class KVCache:
     @property
     def _aside(self) -> int:
         """Tokens that are kept outside the buffers of prompts and rows."""
-        outside = sum(row.length for row in self._outside)
-        return outside + (self.beginning[0][0].shape[1] if self.beginning else 0)
+        return sum(row.length for row in self._outside) + self._begun
+
+    @property
+    def _begun(self) -> int:
+        """Tokens of what all prompts begin with."""
+        return self.beginning[0][0].shape[1] if self.beginning else 0
 
     @property
     def prompts(self) -> int:
@@ -140,15 +144,15 @@ class KVCache:
         return added
 
     def grows_to(self, rows: int, prompts: int, length: int) -> bool:
-        """Whether there is room for as many without making anything smaller for it.
+        """Whether there is room for as many, at their longest, with all that buffers have now.
 
-        `length`: of the longest prompt.
+        `length`: of the longest prompt. What rows without a slot keep is not counted: it may go.
         """
         slots, capacity = max(self.slots, rows), max(self.prompt_capacity, with_slack(length))
         prompt_slots = max(self.prompt_slots, prompts)
         if (slots, prompt_slots, capacity) == (self.slots, self.prompt_slots, self.prompt_capacity):
             return True
-        held = slots * self.most + prompt_slots * capacity + self._aside
+        held = slots * self.most + prompt_slots * capacity + self._begun
         return self.budget is None or held <= self.budget
 
     def keep_beginning(self, prompt: CachedPrompt, length: int) -> None:
@@ -272,7 +276,7 @@ class KVCache:
         capacity = max(self.capacity, min(_STEP, self.most))
         while capacity < min(self.longest + 1, self.most):
             capacity = min(2 * capacity, self.most)
-        need = (self.rows, capacity, len(self._prompts), with_slack(self.longest_prompt))
+        need = (self.rows, capacity, len(self._prompts), self.longest_prompt)
         have = (self.slots, self.capacity, self.prompt_slots, self.prompt_capacity)
         new = self._shape(need, have)
         if new != have:
@@ -286,16 +290,17 @@ class KVCache:
     def _shape(self, need: _Shape, have: _Shape) -> _Shape:
         """Slots and capacity, for rows and for prompts: as they are, unless room or memory lacks.
 
-        Buffers made anew are all copied. So what grows gets some slack, and within the budget
-        as little as possible is made smaller.
+        Buffers made anew are all copied. So what grows gets some slack, where the budget has it,
+        and where rows and prompts have to share it anew, one of the two stays if it can.
         """
         grown = tuple(h if n <= h else with_slack(n) for n, h in zip(need, have, strict=True))
         most = tuple(map(max, need, have))
         for slots, capacity, prompts, length in (
-            (grown[0], most[1], grown[2], most[3]),
-            most,
-            (*most[:2], *need[2:]),
-            (*need[:2], *most[2:]),
+            (grown[0], most[1], *grown[2:]),
+            (*most[:3], grown[3]),
+            (*most[:2], need[2], with_slack(need[3])),
+            (*need[:2], most[2], grown[3]),
+            (*need[:3], with_slack(need[3])),
         ):
             held = slots * capacity + prompts * length + self._aside
             if self.budget is None or held <= self.budget:
