@@ -154,9 +154,9 @@ class _Batch:
             waiting.setdefault(ids, WaitingPrompt(len(waiting), ids, deque())).rows.append(row)
         self.prompts = [tuple(ids) for ids in prompts]  # of the rows
         tokens = cache_budget(model)
-        self.cache = KVCache(self.device, longest, tokens)
         # replayed experts are those of each prompt's own pass
         shared = shared_beginning([*waiting]) if self.routes is None else 0
+        self.cache = KVCache(self.device, longest, tokens - shared)
         waits = [*waiting.values()]
         self.admission = Admission(waits, self.cache, longest, tokens, shared=shared)
         turns = known.turns

@@ -76,7 +76,8 @@ class KVCache:
         """`longest`: tokens of the longest completion; `budget`: tokens of all buffers together.
 
         Buffers keep to the budget where rows of `longest` tokens, with the prompts, would: that
-        they do is up to the caller. `dtype`: that of the buffers, by default the keys' own.
+        they do is up to the caller. The kept beginning comes on top. `dtype`: that of the buffers,
+        by default the keys' own.
         """
         self.device = device
         self.most = longest
@@ -105,13 +106,8 @@ class KVCache:
 
     @property
     def _aside(self) -> int:
-        """Tokens that are kept outside the buffers of prompts and rows."""
-        return sum(row.length for row in self._outside) + self._begun
-
-    @property
-    def _begun(self) -> int:
-        """Tokens of what all prompts begin with."""
-        return self.beginning[0][0].shape[1] if self.beginning else 0
+        """Tokens that rows without a slot keep."""
+        return sum(row.length for row in self._outside)
 
     @property
     def prompts(self) -> int:
@@ -152,7 +148,7 @@ class KVCache:
         prompt_slots = max(self.prompt_slots, prompts)
         if (slots, prompt_slots, capacity) == (self.slots, self.prompt_slots, self.prompt_capacity):
             return True
-        held = slots * self.most + prompt_slots * capacity + self._begun
+        held = slots * self.most + prompt_slots * capacity
         return self.budget is None or held <= self.budget
 
     def keep_beginning(self, prompt: CachedPrompt, length: int) -> None:

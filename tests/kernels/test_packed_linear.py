@@ -133,6 +133,29 @@ def test_without_instructions_for_bf16_products_are_torchs(monkeypatch: pytest.M
         assert "forward" not in model[0].__dict__, "a copy that is no faster"
 
 
+def test_a_torch_without_onednn_multiplies_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    monkeypatch.setattr(native, "available", lambda: False)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert packed_linear.few_rows_timed(dtype) == {"way": "torch"}
+        weight, given = torch.randn(6, 8), torch.randn(3, 8).to(dtype)
+        product = packed_linear.PackedWeight(weight, None, dtype)(given)
+        torch.testing.assert_close(product, given @ weight.to(dtype).t(), atol=2e-2, rtol=2e-2)
+
+
+def test_a_layer_that_cannot_be_packed_does_not_keep_others_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if native.library() is None:
+        pytest.skip("no compiled operations on this machine")
+    monkeypatch.setattr(packed_linear, "_by_panels", lambda dtype: True)
+    monkeypatch.setattr(packed_linear, "_onednn_has", lambda dtype: False)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8)).bfloat16()
+    with packed_linears(model):
+        assert [*("forward" in layer.__dict__ for layer in model)] == [False, True]
+
+
 @pytest.mark.usefixtures("way")
 def test_under_autocast_biases_are_rounded_too() -> None:
     model, given = nn.Sequential(nn.Linear(64, 70)), torch.zeros(8, 64)

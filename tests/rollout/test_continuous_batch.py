@@ -14,6 +14,7 @@ from rl_reasoner.rollout import admission, engine
 from rl_reasoner.rollout.engine import generate
 from rl_reasoner.rollout.kv_cache import KVCache
 from rl_reasoner.rollout.sampling_params import SamplingParams
+from rl_reasoner.rollout.turns import Answer
 
 
 @contextmanager
@@ -145,6 +146,69 @@ def test_buffers_are_seldom_made_anew(rows: int, monkeypatch: pytest.MonkeyPatch
     steps = [count for count, width in passes if width == 1]
     assert len(made) <= 8 * rows, "each row or prompt that enters made them anew"
     assert len(steps) <= 1.1 * sum(budgets) / max(steps) + 40
+
+
+def prompt_of(length: int, first: int) -> list[int]:
+    return [3 + (first * 7 + j * (first + 1)) % 30 for j in range(length)]
+
+
+def test_after_one_long_prompt_rows_come_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them fit, of short prompts, into what was the long one's."""
+    model = model_of("llama")
+    prompts = [prompt_of(n, i) for i, n in enumerate([40, *[10] * 6]) for _ in range(4)]
+    sizes = sizes_within(95, model, monkeypatch)
+    with passes_of(model) as passes:
+        generate(model, prompts, [[i] for i in range(28)], SamplingParams(40, (-1,)))
+    steps = [count for count, width in passes if width == 1]
+    assert max(sizes) <= 95 * engine.token_bytes(model)
+    assert sum(steps) == 28 * 39
+    assert len(steps) <= 39 * (4 + 24 / 2 + 2)
+
+
+def test_a_prompt_that_just_fits_gets_no_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    sizes = sizes_within(297, model, monkeypatch)
+    prompts, keys = [prompt_of(257, 1)] * 3, [[i] for i in range(3)]
+    generate(model, prompts, keys, SamplingParams(40, (-1,)))
+    assert max(sizes) <= 297 * engine.token_bytes(model)
+
+
+def test_prompts_are_taken_while_all_rows_are_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have room, once what the others keep is given up."""
+    model, steps = model_of("llama"), 0
+    before = 0  # the passes until the engine waits for an answer
+
+    class Slow:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def stops(self, row: int, ids: list[int]) -> bool:
+            return row < 4 and len(ids) == 5
+
+        def submit(self, row: int, ids: list[int]) -> None:
+            self.asked.append(row)
+
+        def answers(self, wait: bool) -> list[Answer]:
+            nonlocal before
+            if not wait:
+                return []
+            before = before or steps
+            found = [Answer(row, (7,)) for row in self.asked]
+            self.asked.clear()
+            return found
+
+    advance = KVCache.advance
+
+    def noted(cache: KVCache) -> None:
+        nonlocal steps
+        steps += 1
+        advance(cache)
+
+    monkeypatch.setattr(KVCache, "advance", noted)
+    sizes_within(580, model, monkeypatch)
+    prompts, keys = [prompt_of(100, i) for i in range(8)], [[i] for i in range(8)]
+    generate(model, prompts, keys, SamplingParams(20, (-1,)), turns=Slow())
+    assert before > 4 + 19, "only the four that ask had been sampled"
 
 
 def test_new_prompts_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
