@@ -127,3 +127,16 @@ def test_a_reader_that_goes_away_is_no_traceback(flags: list[str]) -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_ctrl_c_while_the_command_line_is_read_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    there = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    for start in (["-m", "rl_reasoner.cli"], ["-c", "from rl_reasoner.cli import main; main()"]):
+        ended = subprocess.run(
+            [sys.executable, *start, "list"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": there},
+        )
+        assert (ended.returncode, ended.stderr) == (130, "interrupted\n")

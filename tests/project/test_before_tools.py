@@ -1,0 +1,37 @@
+"""benchmarks/real/before_tools.py: its examples are right, and both prompts show the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "real"))
+
+import before_tools
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_program_prints_what_its_example_says(number: int) -> None:
+    example = before_tools.EXAMPLES[number]
+    shown = before_tools.program(example)
+    code = shown.removeprefix("```python\n").split("\n```\n")[0]
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    last = example.steps[-1]
+    assert ran.stdout.strip() == last.value
+    answer = rf"The answer is \boxed{{{before_tools.plain(last.value)}}}."
+    assert shown.endswith(f"```output\n{last.value}\n```\n{answer}")
+    assert before_tools.prose(example).endswith(answer)
+    for step in example.steps:
+        sums = subprocess.run(
+            [sys.executable, "-c", f"print({step.numbers})"], capture_output=True, text=True
+        )
+        assert float(sums.stdout) == float(step.value)
+
+
+@pytest.mark.parametrize("kind", ["programs", "prose"])
+def test_a_template_takes_a_problem(kind: str) -> None:
+    text = before_tools.template(kind).format(problem="How many?")
+    assert text.endswith("<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")
+    assert all(example.problem in text for example in before_tools.EXAMPLES)
+    assert r"\boxed{216}" in text
