@@ -212,16 +212,16 @@ def prose(example: Example) -> str:
 
 
 def template(kind: str) -> str:
-    """The prompt template; braces that are no placeholder are doubled."""
+    """The prompt template; `{problem}` alone is replaced in it."""
     write = program if kind == "programs" else prose
     turns = [
         f"<|im_start|>user\n{example.problem}<|im_end|>\n"
         f"<|im_start|>assistant\n{write(example)}<|im_end|>\n"
         for example in EXAMPLES
     ]
-    shown = "".join(turns).replace("{", "{{").replace("}", "}}")
     head = f"<|im_start|>system\n{HEADS[kind]}<|im_end|>\n"
-    return f"{head}{shown}<|im_start|>user\n{{problem}}<|im_end|>\n<|im_start|>assistant\n"
+    asked = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
+    return head + "".join(turns) + asked
 
 
 def main() -> None:
