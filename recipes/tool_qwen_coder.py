@@ -59,7 +59,7 @@ def recipe() -> Recipe:
                 "kind": "grpo",
                 "steps": 50,
                 "group": {"size": 8, "prompts": 8, "micro_batch": 8},
-                "sampling": {"max_tokens": 256, "weights": "int8"},
+                "sampling": {"max_tokens": 256},
                 "trainer": {"vllm_importance_sampling_mode": "token_truncate"},
                 "optim": {"lr": 5e-5, "warmup": 5, "betas": (0.9, 0.99)},
                 "save_every": 5,

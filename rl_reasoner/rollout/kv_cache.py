@@ -105,11 +105,6 @@ class KVCache:
         )
 
     @property
-    def _aside(self) -> int:
-        """Tokens that rows without a slot keep."""
-        return sum(row.length for row in self._outside)
-
-    @property
     def prompts(self) -> int:
         """The number of prompts."""
         return len(self._prompts)
@@ -291,6 +286,7 @@ class KVCache:
         """
         grown = tuple(h if n <= h else with_slack(n) for n, h in zip(need, have, strict=True))
         most = tuple(map(max, need, have))
+        outside = sum(row.length for row in self._outside)
         for slots, capacity, prompts, length in (
             (grown[0], most[1], *grown[2:]),
             (*most[:3], grown[3]),
@@ -298,7 +294,7 @@ class KVCache:
             (*need[:2], most[2], grown[3]),
             (*need[:3], with_slack(need[3])),
         ):
-            held = slots * capacity + prompts * length + self._aside
+            held = slots * capacity + prompts * length + outside
             if self.budget is None or held <= self.budget:
                 return slots, capacity, prompts, length
         return need

@@ -153,8 +153,9 @@ def _sample(
     recorded: AbstractContextManager[list[Tensor]] = nullcontext([])
     if routing is not None:
         recorded = routing.record()
+    by_engine = engine_runs(model)  # which may try the model: no pass of the rows
     with recorded as passes:
-        if engine_runs(model):
+        if by_engine:
             sampled = SampledRoutes(passes) if routing is not None else None
             completions = generate(model, prompts, keys, sampling, sampled)
             routes = sampled.routes() if sampled is not None else None

@@ -30,7 +30,11 @@ def test_in_fp32_nothing_is_apart(family: str) -> None:
 def test_in_fp32_nothing_is_apart_where_transformers_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rl_reasoner.rollout.mismatch.engine_runs", lambda model: False)
+    def tried(model: Any) -> bool:
+        model(input_ids=torch.tensor([[5, 6, 7]]))  # a pass that is none of the rows'
+        return False
+
+    monkeypatch.setattr("rl_reasoner.rollout.mismatch.engine_runs", tried)
     found = measure(model_of("Qwen3Moe", **TOKENS).eval(), PROMPTS, ends=(1,), max_tokens=8)
     assert 18 < found.tokens <= 18 * 8
     assert found.plain.largest < 1e-4 and found.plain.flips == 0.0
