@@ -12,18 +12,18 @@ public set. What came of it: recipes/README.md.
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Step:
-    """A thought; a name, its expression, the same in numbers; and the value."""
+    """A thought; the name that its value gets, the expression of it, and the value as printed."""
 
     thought: str
     name: str
     expression: str
-    numbers: str
     value: str
 
 
@@ -33,6 +33,16 @@ class Example:
 
     problem: str
     steps: tuple[Step, ...]
+
+    @property
+    def answer(self) -> str:
+        """How both completions end."""
+        return rf"The answer is \boxed{{{plain(self.steps[-1].value)}}}."
+
+    def in_numbers(self, step: Step) -> str:
+        """A step's expression, with values in place of names."""
+        values = {step.name: plain(step.value) for step in self.steps}
+        return re.sub(r"[a-z_]+", lambda name: values[name[0]], step.expression)
 
 
 HEADS = {
@@ -44,19 +54,14 @@ EXAMPLES = (
         "A bakery sells 4 trays of 18 rolls in the morning and half as many rolls in the "
         "afternoon. Each roll costs $2. How much money does it take in that day?",
         (
-            Step("rolls of the morning: 4 trays of 18", "rolls_morning", "4 * 18", "4 * 18", "72"),
+            Step("rolls of the morning: 4 trays of 18", "rolls_morning", "4 * 18", "72"),
             Step(
-                "the afternoon sells half as many",
-                "rolls_afternoon",
-                "rolls_morning / 2",
-                "72 / 2",
-                "36.0",
+                "the afternoon sells half as many", "rolls_afternoon", "rolls_morning / 2", "36.0"
             ),
             Step(
                 "each roll of both costs $2",
                 "money",
                 "(rolls_morning + rolls_afternoon) * 2",
-                "(72 + 36) * 2",
                 "216.0",
             ),
         ),
@@ -65,36 +70,25 @@ EXAMPLES = (
         "Omar has 15 more stamps than Lena. Lena has three times as many stamps as Ben, "
         "who has 14. How many stamps do the three have together?",
         (
-            Step("Ben's stamps are given", "ben", "14", "14", "14"),
-            Step("Lena has three times as many as Ben", "lena", "3 * ben", "3 * 14", "42"),
-            Step("Omar has 15 more than Lena", "omar", "lena + 15", "42 + 15", "57"),
-            Step("all three together", "together", "ben + lena + omar", "14 + 42 + 57", "113"),
+            Step("Ben's stamps are given", "ben", "14", "14"),
+            Step("Lena has three times as many as Ben", "lena", "3 * ben", "42"),
+            Step("Omar has 15 more than Lena", "omar", "lena + 15", "57"),
+            Step("all three together", "together", "ben + lena + omar", "113"),
         ),
     ),
     Example(
         "A coat costs $80. It is sold at 25% off, and a member pays 10% less than that. "
         "How much does a member save in all?",
         (
-            Step(
-                "the price after 25% off",
-                "sale",
-                "80 * (1 - 25 / 100)",
-                "80 * (1 - 25 / 100)",
-                "60.0",
-            ),
+            Step("the price after 25% off", "sale", "80 * (1 - 25 / 100)", "60.0"),
             Step(
                 "a member pays 10% less than the sale price",
                 "member",
                 "sale * (1 - 10 / 100)",
-                "60 * (1 - 10 / 100)",
                 "54.0",
             ),
             Step(
-                "what is saved is the old price less what is paid",
-                "saved",
-                "80 - member",
-                "80 - 54",
-                "26.0",
+                "what is saved is the old price less what is paid", "saved", "80 - member", "26.0"
             ),
         ),
     ),
@@ -106,48 +100,29 @@ EXAMPLES = (
                 "a week has 5 weekdays and 2 days of the weekend",
                 "pages_per_week",
                 "5 * 12 + 2 * 30",
-                "5 * 12 + 2 * 30",
                 "120",
             ),
-            Step(
-                "weeks to read all the pages", "weeks", "480 / pages_per_week", "480 / 120", "4.0"
-            ),
+            Step("weeks to read all the pages", "weeks", "480 / pages_per_week", "4.0"),
         ),
     ),
     Example(
         "A tank holds 200 liters. It is three quarters full when a tap begins to let out "
         "6 liters a minute. How many liters are left after 15 minutes?",
         (
-            Step("the tank is three quarters full", "start", "200 * 3 / 4", "200 * 3 / 4", "150.0"),
-            Step(
-                "the tap lets out 6 liters in each of 15 minutes",
-                "let_out",
-                "6 * 15",
-                "6 * 15",
-                "90",
-            ),
-            Step("what is left", "left", "start - let_out", "150 - 90", "60.0"),
+            Step("the tank is three quarters full", "start", "200 * 3 / 4", "150.0"),
+            Step("the tap lets out 6 liters in each of 15 minutes", "let_out", "6 * 15", "90"),
+            Step("what is left", "left", "start - let_out", "60.0"),
         ),
     ),
     Example(
         "In a class of 36 children, a third play football. Of the others, 5 less than "
         "half play chess. How many children play neither?",
         (
-            Step("a third play football", "football", "36 / 3", "36 / 3", "12.0"),
-            Step("the others", "others", "36 - football", "36 - 12", "24.0"),
+            Step("a third play football", "football", "36 / 3", "12.0"),
+            Step("the others", "others", "36 - football", "24.0"),
+            Step("5 less than half of the others play chess", "chess", "others / 2 - 5", "7.0"),
             Step(
-                "5 less than half of the others play chess",
-                "chess",
-                "others / 2 - 5",
-                "24 / 2 - 5",
-                "7.0",
-            ),
-            Step(
-                "the others who do not play chess play neither",
-                "neither",
-                "others - chess",
-                "24 - 7",
-                "17.0",
+                "the others who do not play chess play neither", "neither", "others - chess", "17.0"
             ),
         ),
     ),
@@ -156,29 +131,27 @@ EXAMPLES = (
         "as much for each hour after that. Last week he worked 46 hours. What did he "
         "earn?",
         (
-            Step("the first 40 hours are paid $14 each", "regular", "40 * 14", "40 * 14", "560"),
-            Step("hours after the first 40", "extra_hours", "46 - 40", "46 - 40", "6"),
+            Step("the first 40 hours are paid $14 each", "regular", "40 * 14", "560"),
+            Step("hours after the first 40", "extra_hours", "46 - 40", "6"),
             Step(
                 "they are paid one and a half times as much",
                 "extra",
                 "extra_hours * 14 * 1.5",
-                "6 * 14 * 1.5",
                 "126.0",
             ),
-            Step("both together", "earned", "regular + extra", "560 + 126", "686.0"),
+            Step("both together", "earned", "regular + extra", "686.0"),
         ),
     ),
     Example(
         "After giving 8 marbles to each of her 3 cousins and losing 5, Mia has twice as "
         "many marbles as Tom, who has 19. How many did she have at first?",
         (
-            Step("Mia now has twice as many as Tom", "now", "2 * 19", "2 * 19", "38"),
-            Step("she gave 8 to each of 3 cousins", "given", "3 * 8", "3 * 8", "24"),
+            Step("Mia now has twice as many as Tom", "now", "2 * 19", "38"),
+            Step("she gave 8 to each of 3 cousins", "given", "3 * 8", "24"),
             Step(
                 "at first she had what she has now, what she gave and what she lost",
                 "first",
                 "now + given + 5",
-                "38 + 24 + 5",
                 "67",
             ),
         ),
@@ -196,8 +169,7 @@ def program(example: Example) -> str:
     last = example.steps[-1]
     lines = [f"# {step.thought}\n{step.name} = {step.expression}" for step in example.steps]
     code = "\n".join([*lines, f"print({last.name})"])
-    answer = rf"The answer is \boxed{{{plain(last.value)}}}."
-    return f"```python\n{code}\n```\n```output\n{last.value}\n```\n{answer}"
+    return f"```python\n{code}\n```\n```output\n{last.value}\n```\n{example.answer}"
 
 
 def prose(example: Example) -> str:
@@ -205,10 +177,10 @@ def prose(example: Example) -> str:
     sentences = []
     for step in example.steps:
         thought, value = step.thought[0].upper() + step.thought[1:], plain(step.value)
-        sums = value if step.numbers == value else f"{step.numbers} = {value}"
+        numbers = example.in_numbers(step)
+        sums = value if numbers == value else f"{numbers} = {value}"
         sentences.append(f"{thought}: {sums}.")
-    value = plain(example.steps[-1].value)
-    return " ".join([*sentences, rf"The answer is \boxed{{{value}}}."])
+    return " ".join([*sentences, example.answer])
 
 
 def template(kind: str) -> str:

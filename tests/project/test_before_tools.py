@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "real"))
+from rl_reasoner.dataset.templates import render
+from support.places import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks" / "real"))
 
 import before_tools
-
-from rl_reasoner.dataset.templates import render
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -26,7 +26,9 @@ def test_a_program_prints_what_its_example_says(number: int) -> None:
     assert before_tools.prose(example).endswith(answer)
     for step in example.steps:
         sums = subprocess.run(
-            [sys.executable, "-c", f"print({step.numbers})"], capture_output=True, text=True
+            [sys.executable, "-c", f"print({example.in_numbers(step)})"],
+            capture_output=True,
+            text=True,
         )
         assert float(sums.stdout) == float(step.value)
 

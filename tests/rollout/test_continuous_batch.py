@@ -175,7 +175,8 @@ def test_a_prompt_that_just_fits_gets_no_slack(monkeypatch: pytest.MonkeyPatch) 
 
 def test_prompts_are_taken_while_all_rows_are_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """They have room, once what the others keep is given up."""
-    model, steps = model_of("llama"), 0
+    model = model_of("llama")
+    passes = sizes_within(580, model, monkeypatch)
     before = 0  # the passes until the engine waits for an answer
 
     class Slow:
@@ -192,20 +193,11 @@ def test_prompts_are_taken_while_all_rows_are_away(monkeypatch: pytest.MonkeyPat
             nonlocal before
             if not wait:
                 return []
-            before = before or steps
+            before = before or len(passes)
             found = [Answer(row, (7,)) for row in self.asked]
             self.asked.clear()
             return found
 
-    advance = KVCache.advance
-
-    def noted(cache: KVCache) -> None:
-        nonlocal steps
-        steps += 1
-        advance(cache)
-
-    monkeypatch.setattr(KVCache, "advance", noted)
-    sizes_within(580, model, monkeypatch)
     prompts, keys = [prompt_of(100, i) for i in range(8)], [[i] for i in range(8)]
     generate(model, prompts, keys, SamplingParams(20, (-1,)), turns=Slow())
     assert before > 4 + 19, "only the four that ask had been sampled"
