@@ -1,13 +1,15 @@
-"""What a policy can do with Python before training, and without: one prompt each.
+"""What a policy can do with Python before training, and without: five prompts.
 
     python benchmarks/real/before_tools.py programs MODEL --sets gsm8k_test.jsonl --out with.json
     python benchmarks/real/before_tools.py prose MODEL --sets gsm8k_test.jsonl --out without.json
     rl-reasoner compare without.json with.json
 
-Runs `rl-reasoner eval` with what follows `programs` or `prose`. Both are a chat, in Qwen's form,
-with the same eight examples as turns. An example has the same thoughts in both: as comments of a
-program, whose output the sandbox gives, or as sentences with the sums done. No example is from a
-public set. What came of it: recipes/README.md.
+Runs `rl-reasoner eval` with what follows the prompt's name. `programs` and `prose` are a chat, in
+Qwen's form, with the same eight examples as turns. An example has the same thoughts in both: as
+comments of a program, whose output the sandbox gives, or as sentences with the sums done. No
+example is from a public set. `recipe` is the prompt of the recipe tool_qwen_coder, and `unrun` the
+same without the tool, so that the policy says itself what its program would print. `own` asks for
+nothing but the answer's box. What came of it: recipes/README.md.
 """
 
 import argparse
@@ -15,6 +17,8 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+
+from rl_reasoner.recipe.load import load_recipe
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,10 @@ def prose(example: Example) -> str:
 
 def template(kind: str) -> str:
     """The prompt template; `{problem}` alone is replaced in it."""
+    if kind == "own":
+        return "boxed"
+    if kind not in HEADS:
+        return load_recipe("tool_qwen_coder").template
     write = program if kind == "programs" else prose
     turns = [
         f"<|im_start|>user\n{example.problem}<|im_end|>\n"
@@ -199,11 +207,14 @@ def template(kind: str) -> str:
 def main() -> None:
     """Become the evaluation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("kind", choices=HEADS)
+    parser.add_argument("kind", choices=(*HEADS, "recipe", "unrun", "own"))
+    parser.add_argument("--max-tokens", type=int, default=400)
     asked, others = parser.parse_known_args()
-    tools = ["python", "--tool-format", "fences"] if asked.kind == "programs" else ["none"]
+    run = asked.kind in ("programs", "recipe")
+    tools = ["python", "--tool-format", "fences"] if run else ["none"]
     judged = ["--reward", "math_answer", "--reward-options", "value_only=true"]
-    settings = ["--max-tokens", "400", "--template", template(asked.kind), "--tools", *tools]
+    limits = ["--max-tokens", str(asked.max_tokens)]
+    settings = [*limits, "--template", template(asked.kind), "--tools", *tools]
     command = [sys.executable, "-m", "rl_reasoner.cli", "eval", *others, *judged, *settings]
     os.execv(sys.executable, command)
 

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import json_value
+from rl_reasoner.report.console import err
 
 if TYPE_CHECKING:
     from rl_reasoner.recipe.data import FileData
@@ -64,6 +65,15 @@ def prompt_settings(
     run = load_recipe(str(folder / "recipe.yaml"))
     own = run.system if system is None and template in (None, run.template) else system
     return template or run.template, own or None
+
+
+def note_template(template: str | None) -> None:
+    """Say so where the template of the command line looks like a format string."""
+    from rl_reasoner.recipe.data import BRACES_FIX, doubled_braces
+
+    if told := doubled_braces(template or ""):
+        note = f"note: {told} ({BRACES_FIX})"
+        err.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "ToolSettings | None":

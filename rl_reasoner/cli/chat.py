@@ -25,6 +25,7 @@ from rl_reasoner.cli.arguments import (
     Whole,
     check_numbers,
     environment_of,
+    note_template,
     prompt_settings,
     tool_settings,
 )
@@ -144,6 +145,7 @@ class ChatVerb:
                     f"{name} was trained with the environment {environment.use}, which answers its "
                     "turns: chat has nobody who does; play by rl-reasoner eval"
                 )
+        note_template(self.template)
         with told_if_long(f"loading torch and opening {' and '.join(names)}"):
             load_for_good("rl_reasoner.policy.opening", "rl_reasoner.rollout.sampler")
             from rl_reasoner.policy.opening import open_policy, quiet_libraries

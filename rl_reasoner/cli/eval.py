@@ -26,6 +26,7 @@ from rl_reasoner.cli.arguments import (
     check_writable,
     data_of,
     environment_of,
+    note_template,
     parse_options,
     prompt_settings,
     tool_settings,
@@ -154,6 +155,7 @@ class EvalVerb:
         from rl_reasoner.paths import cache_folder
 
         sets = [self._set(name) for name in names]
+        note_template(self.template)
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
         trained_on = self._training_rows(self.policy)

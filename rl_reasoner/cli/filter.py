@@ -27,6 +27,7 @@ from rl_reasoner.cli.arguments import (
     check_numbers,
     check_writable,
     data_of,
+    note_template,
     parse_options,
     prompt_settings,
     tool_settings,
@@ -172,6 +173,7 @@ class FilterVerb:
 
         with told_if_long(f"reading {self.data}"):
             rows = load_rows(self._data())[: self.limit]
+        note_template(self.template)
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
         err.print("loading torch and transformers", style="dim")

@@ -165,7 +165,11 @@ def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
     if reward is not None:
         load_reward(reward, options or {})
     elif options:
-        raise UserError("options of a reward are given, but not the reward they are for")
+        given = ", ".join(options)
+        raise UserError(
+            f"options of a reward are given ({given}), but not the reward they are for: "
+            "name it, too (reward; in a shell --reward math_answer)"
+        )
 
 
 def _check(

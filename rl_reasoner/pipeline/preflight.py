@@ -28,6 +28,7 @@ from rl_reasoner.pipeline.trl_configs import vllm_rollouts_of
 from rl_reasoner.policy.fp8.layers import describe_fp8, fp8_backend
 from rl_reasoner.policy.lora import with_lora
 from rl_reasoner.policy.policy import Policy
+from rl_reasoner.recipe.data import BRACES_FIX, data_sources, doubled_braces
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import (
@@ -94,6 +95,7 @@ def inspect(
     """Check the opened policy and the machine for a run in `folder`; passed checks are included."""
     notices = [_disk(recipe, policy, folder), _memory(recipe, placement, policy), _tokens(policy)]
     notices.append(_sandbox(recipe))
+    notices += _templates(recipe)
     if (recipe.evals.sets or recipe.evals.validation) and recipe.evals.weights != "own":
         notices.append(_evaluated_weights(recipe.evals.weights, policy))
     if placement.precision == "fp8":
@@ -406,6 +408,15 @@ def _evaluated_weights(wanted: str, policy: Policy) -> Notice:
     except UserError as error:
         return Notice("evaluations", "failed", "; ".join(error.messages))
     return Notice("evaluations", "passed", f"evals.weights is {wanted}: {taken} here")
+
+
+def _templates(recipe: Recipe) -> list[Notice]:
+    """A warning for each template that looks like a format string."""
+    data = [recipe.data, *(stage.data for stage in recipe.stages)]
+    own = [source.template for part in data for source in data_sources(part)]
+    given = [recipe.template, *own, *(o.template for o in recipe.evals.overrides.values())]
+    found = {template: doubled_braces(template) for template in given if template}
+    return [Notice("template", "warned", told, BRACES_FIX) for told in found.values() if told]
 
 
 def _trained_levels(recipe: Recipe, prepared: Prepared) -> list[Notice]:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
+BRACES_FIX = "write single braces, unless two are meant"
 
 
 def checked_template(template: str) -> str:
@@ -29,6 +30,21 @@ def checked_template(template: str) -> str:
             f"{{problem}} in it"
         )
     return template
+
+
+def doubled_braces(template: str) -> str | None:
+    """What is doubtful about `template`, or None: a format string would read `{{` as one brace.
+
+    A template is no format string, so the model would read both.
+    """
+    at = template.find("{{")
+    if template in TEMPLATES or at < 0:
+        return None
+    near = template[max(0, at - 6) : at + 14]
+    return (
+        f"the template has doubled braces, near {near!r}: it is taken as it stands, and "
+        "{problem} alone is replaced"
+    )
 
 
 def _judge(value: Any) -> Any:

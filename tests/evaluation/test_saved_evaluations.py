@@ -260,9 +260,11 @@ def test_eval_takes_options_columns_and_training_rows(cli: Cli, tmp_path: Path) 
     options = ["--reward", "math_answer", "--reward-options"]
     ended = cli(*given, *options, '{"timeout_s": 2}')
     assert json.loads(ended.out)["settings"]["reward_options"] == {"timeout_s": 2}
-    assert cli(*given, *options, "timeout_s=2").code == 0
+    ended = cli(*given, *options, "timeout_s=2", "--template", "{{problem}}")
+    assert ended.code == 0 and "doubled braces, near '{{problem}}'" in ended.err
     assert "Did you mean 'timeout_s'" in cli(*given, *options, "timeout=2").err
-    assert "not the reward they are for" in cli(*given, "--reward-options", "extract=last").err
+    told = cli(*given, "--reward-options", "extract=last").err
+    assert "(extract), but not the reward they are for" in told and "--reward math_answer" in told
     assert "NAME=VALUE" in cli(*given, *options, "timeout_s").err
     assert "is not a run folder" in cli(*given, "--decontaminated").err
 

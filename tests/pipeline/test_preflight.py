@@ -243,6 +243,14 @@ def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     assert "policies of this size" in found["learning rate"].fix
 
 
+def test_templates_like_format_strings_are_told(tmp_path: Path) -> None:
+    written = recipe(tmp_path, grpo(), template=r"{problem} Answer in \boxed{{}}.")
+    found = notices(written, tmp_path)["template"]
+    assert found.status == "warned" and r"near '\\boxed{{}}.'" in found.message
+    single = recipe(tmp_path, grpo(), template=r"{problem} Answer in \boxed{}.")
+    assert "template" not in notices(single, tmp_path)
+
+
 @pytest.mark.parametrize(("bf16", "status"), [(50, "warned"), (200, "passed")])
 def test_bf16_on_a_processor_that_is_slower_with_it_is_told(
     bf16: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

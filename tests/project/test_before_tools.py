@@ -1,11 +1,13 @@
-"""benchmarks/real/before_tools.py: its examples are right, and both prompts show the same."""
+"""benchmarks/real/before_tools.py: its examples are right, and each prompt is asked as said."""
 
+import itertools
 import subprocess
 import sys
 
 import pytest
 
 from rl_reasoner.dataset.templates import render
+from rl_reasoner.recipe.load import load_recipe
 from support.places import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "real"))
@@ -40,3 +42,24 @@ def test_a_template_takes_a_problem(kind: str) -> None:
     assert text.endswith("<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")
     assert all(example.problem in text for example in before_tools.EXAMPLES)
     assert r"\boxed{216}." in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "tools"),
+    [
+        *(("programs", "python"), ("recipe", "python")),
+        *(("prose", "none"), ("unrun", "none"), ("own", "none")),
+    ],
+)
+def test_what_is_evaluated(kind: str, tools: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    became = list[list[str]]()
+    monkeypatch.setattr("os.execv", lambda program, command: became.append(command))
+    monkeypatch.setattr("sys.argv", ["before_tools.py", kind, "m.gguf", "--max-tokens", "256"])
+    before_tools.main()
+    (command,) = became
+    told = dict(itertools.pairwise(command))
+    assert (told["--tools"], told["--max-tokens"]) == (tools, "256")
+    assert command[3:5] == ["eval", "m.gguf"]
+    prompts = {name: before_tools.template(name) for name in ("recipe", "unrun", "own")}
+    assert prompts["recipe"] == prompts["unrun"] == load_recipe("tool_qwen_coder").template
+    assert told["--template"] == (prompts.get(kind) or before_tools.template(kind))
