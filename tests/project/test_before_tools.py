@@ -1,8 +1,13 @@
-"""benchmarks/real/before_tools.py: its examples are right, and each prompt is asked as said."""
+"""benchmarks/real/before_tools.py: its examples are right, and each prompt is asked as said.
+
+And benchmarks/real/within.py, which compares what came of them.
+"""
 
 import itertools
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +68,26 @@ def test_what_is_evaluated(kind: str, tools: str, monkeypatch: pytest.MonkeyPatc
     prompts = {name: before_tools.template(name) for name in ("recipe", "unrun", "own")}
     assert prompts["recipe"] == prompts["unrun"] == load_recipe("tool_qwen_coder").template
     assert told["--template"] == (prompts.get(kind) or before_tools.template(kind))
+
+
+def test_verdicts_within_fewer_tokens(tmp_path: Path) -> None:
+    own, run = [(1.0, 300), (1.0, 100), (0.0, 90), (0.0, 80)], [(1.0, 50), (1.0, 60), (0.0, 70)]
+    for name, verdicts in (("own", own), ("run", run)):
+        rows = [
+            json.dumps({"id": f"p{number}", "scores": [score], "tokens": [tokens]})
+            for number, (score, tokens) in enumerate(verdicts)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    script = [sys.executable, str(ROOT / "benchmarks" / "real" / "within.py")]
+    subprocess.run([*script, "keep", "v.json", "own=own.jsonl", "run=run.jsonl"], cwd=tmp_path)
+    told = subprocess.run(
+        [*script, "show", "v.json", "own", "run", "100", "300"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    short, long = told.stdout.splitlines()
+    assert short.startswith("3 problems within 100 tokens: own 33.3 [")
+    assert "run 66.7 [" in short and "run - own 33.3 [" in short
+    assert "own 66.7 [" in long and "run 66.7 [" in long and "run - own 0.0 [" in long
