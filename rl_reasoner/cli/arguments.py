@@ -25,6 +25,7 @@ Flag = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Names = Annotated[str | None, arg(metavar="NAME,...", help_behavior_hint="")]
+ToolNames = Annotated[str, arg(metavar="NAME,...", help_behavior_hint="")]  # a text: None, too
 Options = Annotated[str, arg(metavar="NAME=VALUE,...", help_behavior_hint="")]
 StageName = Annotated[str | None, arg(metavar="STAGE", help_behavior_hint="")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -76,8 +77,10 @@ def note_template(template: str | None) -> None:
         err.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "ToolSettings | None":
-    """What the policy may call: as given, else as the run's policy was trained; "none" is nothing.
+def tool_settings(
+    policy: str, tools: str = "own", call_format: str | None = None
+) -> "ToolSettings | None":
+    """What the policy may call: as given, or "own", as it was trained; "none" is nothing.
 
     Raises `UserError`.
     """
@@ -92,9 +95,14 @@ def tool_settings(policy: str, tools: str | None, call_format: str | None) -> "T
     folder = run_of(Path(policy).absolute())
     own = load_recipe(str(folder / "recipe.yaml")).tools if folder else None
     settings = own.model_dump() if own else {}
-    settings |= {"use": [name.strip() for name in tools.split(",")]} if tools else {}
+    if tools.strip(" ,").lower() in ("none", "null", ""):
+        if call_format:
+            raise UserError("--tool-format: --tools is none, so nothing is called")
+        return None
+    names = [name.strip() for name in tools.split(",") if name.strip()]
+    settings |= {"use": names} if tools != "own" else {}
     settings |= {"format": call_format} if call_format else {}
-    if not settings or tools == "none":
+    if not settings:
         return None
     if "use" not in settings:
         raise UserError("--tool-format: which tools? Give --tools python")
@@ -110,6 +118,12 @@ def environment_of(policy: str) -> "EnvironmentSettings | None":
 
     folder = run_of(Path(policy).absolute())
     return load_recipe(str(folder / "recipe.yaml")).environment if folder else None
+
+
+def refuse_environment(policy: str, why: str) -> None:
+    """Raise `UserError` for a policy that an environment answered when it was trained."""
+    if (environment := environment_of(policy)) is not None:
+        raise UserError(f"{policy} was trained with the environment {environment.use}, {why}")
 
 
 def check_numbers(temperature: float | None, seed: int = 0, **counts: int | None) -> None:

@@ -24,9 +24,9 @@ from rl_reasoner.cli.arguments import (
     Quiet,
     Whole,
     check_numbers,
-    environment_of,
     note_template,
     prompt_settings,
+    refuse_environment,
     tool_settings,
 )
 from rl_reasoner.cli.arguments import Text as Written
@@ -42,7 +42,7 @@ from rl_reasoner.report.console import emit, err, out, wrapped
 if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
     from rl_reasoner.recipe.tools import ToolSettings
-    from rl_reasoner.types import Prompt, Score
+    from rl_reasoner.types import Prompt, Rollout, Score
 
 OnText = Callable[[str], None]
 _NARROW = 80  # columns: below, two replies stand under each other
@@ -56,6 +56,7 @@ class Reply:
 
     name: str
     text: str = ""
+    written: str = ""  # without what tools gave: an answer that only a tool printed is none
     opened: bool = False  # the prompt itself ends within the thinking
     truncated: bool = False
     verdict: "Score | None" = None
@@ -140,11 +141,8 @@ class ChatVerb:
         names = [self.policy, *([self.other] if self.other else [])]
         for name in names:
             check_policy(name)
-            if (environment := environment_of(name)) is not None:
-                raise UserError(
-                    f"{name} was trained with the environment {environment.use}, which answers its "
-                    "turns: chat has nobody who does; play by rl-reasoner eval"
-                )
+            why = "which answers its turns: chat has nobody who does; play by rl-reasoner eval"
+            refuse_environment(name, why)
         note_template(self.template)
         with told_if_long(f"loading torch and opening {' and '.join(names)}"):
             load_for_good("rl_reasoner.policy.opening", "rl_reasoner.rollout.sampler")
@@ -201,10 +199,13 @@ class ChatVerb:
                     screen.draw(reply, piece)
 
                 count = (self.temperature, self.max_tokens, self.seed)
-                tools = tool_settings(name, None, None)
-                reply.text, reply.truncated = stream(policy, prompt, *count, show, tools)
+                tools = tool_settings(name)
+                rollout = stream(policy, prompt, *count, show, tools)
+                reply.text, reply.truncated = rollout.text, rollout.truncated
+                own = rollout.policy_text
+                reply.written = rollout.text if own is None else own
                 if self.answer is not None:
-                    reply.verdict = verify(reply.text, self.answer)
+                    reply.verdict = verify(reply.written, self.answer)
         return replies
 
     def _verify(self, answer: str, problem: str, replies: Sequence[Reply]) -> None:
@@ -213,7 +214,7 @@ class ChatVerb:
         if not answer or not replies:
             raise UserError(f"{_COMMAND} ANSWER comes after a problem, with its right answer")
         for reply in replies:
-            reply.verdict = verify(reply.text, answer)
+            reply.verdict = verify(reply.written, answer)
         if self.json:
             self._emit(problem, replies)
             return
@@ -319,8 +320,8 @@ def stream(
     seed: int,
     on_text: OnText,
     tools: "ToolSettings | None" = None,
-) -> tuple[str, bool]:
-    """One completion and whether it was cut off; `on_text` gets its text piece by piece.
+) -> "Rollout":
+    """One completion; `on_text` gets its text piece by piece.
 
     It is the completion that an evaluation draws for the same prompt, seed and settings. With
     `tools` the text comes at once, with what they gave in its place.
@@ -340,7 +341,7 @@ def stream(
     if tools:
         on_text(rollout.text)
     pieces.end()
-    return rollout.text, rollout.truncated
+    return rollout
 
 
 def _lines(asking: bool) -> Iterator[str]:

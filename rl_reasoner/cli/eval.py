@@ -21,6 +21,7 @@ from rl_reasoner.cli.arguments import (
     Options,
     Quiet,
     Text,
+    ToolNames,
     Whole,
     check_numbers,
     check_writable,
@@ -78,8 +79,8 @@ class EvalVerb:
     """for hub ids and saved folders: split (default: test)"""
     weights: Literal["own", "auto", "bfloat16", "int8"] = "own"
     """sample with the policy's own weights, or with copies in bf16 or int8"""
-    tools: Names = None
-    """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""
+    tools: ToolNames = "own"
+    """what may be called: calculator, python, FILE.py:NAME, none (default: the run's own)"""
     tool_format: Name = None
     """how calls are written: auto, hermes, llama3, fences or tags (default: the run's own)"""
     server: Annotated[str | None, arg(metavar="URL", help_behavior_hint="")] = None

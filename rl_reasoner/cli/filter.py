@@ -18,11 +18,11 @@ from rl_reasoner.cli.arguments import (
     Folder,
     Json,
     Name,
-    Names,
     Number,
     Options,
     Quiet,
     Text,
+    ToolNames,
     Whole,
     check_numbers,
     check_writable,
@@ -30,6 +30,7 @@ from rl_reasoner.cli.arguments import (
     note_template,
     parse_options,
     prompt_settings,
+    refuse_environment,
     tool_settings,
     use_data_dir,
 )
@@ -90,8 +91,8 @@ class FilterVerb:
     """for hub ids: configuration"""
     split: Annotated[str, arg(metavar="NAME")] = "train"
     """for hub ids and saved folders: split"""
-    tools: Names = None
-    """what the policy may call: calculator, python, FILE.py:NAME (default: the run's own)"""
+    tools: ToolNames = "own"
+    """what may be called: calculator, python, FILE.py:NAME, none (default: the run's own)"""
     tool_format: Name = None
     """how calls are written: auto, hermes, llama3, fences or tags (default: the run's own)"""
     weights: Literal["own", "auto", "bfloat16", "int8"] = "own"
@@ -109,6 +110,8 @@ class FilterVerb:
         stage = self._stage()
         use_data_dir(self.data_dir)
         check_policy(self.policy)
+        why = "and a filter has nobody who answers its turns"
+        refuse_environment(self.policy, f"{why}: see its pass rates by rl-reasoner eval")
         check_set(self.data)
         kept, rates = self._files()
         try:

@@ -172,6 +172,12 @@ def leave_terminal() -> None:
                     os.dup2(nowhere.fileno(), stream)
 
 
+def leave_errors() -> None:
+    """Write errors nowhere from now on: whoever read them has gone, and each write would fail."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+
+
 # ------------------------------------------------------------------------------- other hosts
 
 

@@ -82,6 +82,8 @@ def evaluate(
     answers its turns and judges where no reward does. Raises `UserError`.
     """
     _check(samples, modes or (), temperature, limit)
+    if tools and environment:
+        raise UserError("tools and an environment in one evaluation are not there yet: no tools")
     wanted = _by_name(sets)
     check_judge(reward, reward_options)
     from rl_reasoner.policy.opening import open_policy

@@ -90,10 +90,23 @@ def warn_if(doubtful: bool, check: str, message: str, fix: str) -> Notice:
 
 
 def inspect(
-    recipe: Recipe, placement: Placement, prepared: Prepared, policy: Policy, folder: Path
+    recipe: Recipe,
+    placement: Placement,
+    prepared: Prepared,
+    policy: Policy,
+    folder: Path,
+    left: int | None = None,
 ) -> list[Notice]:
-    """Check the opened policy and the machine for a run in `folder`; passed checks are included."""
-    notices = [_disk(recipe, policy, folder), _memory(recipe, placement, policy), _tokens(policy)]
+    """Check the opened policy and the machine for a run in `folder`; passed checks are included.
+
+    `left` is how many of its stages are still to be done; all, unless it is a run that goes on.
+    """
+    left = len(recipe.stages) if left is None else left
+    notices = [
+        _disk(recipe, policy, folder, left),
+        _memory(recipe, placement, policy),
+        _tokens(policy),
+    ]
     notices.append(_sandbox(recipe))
     notices += _templates(recipe)
     if (recipe.evals.sets or recipe.evals.validation) and recipe.evals.weights != "own":
@@ -125,12 +138,17 @@ def inspect(
     return notices
 
 
-def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
-    """Two checkpoints kept and one being written, a policy a stage and at the end; and of arms."""
+def _disk(recipe: Recipe, policy: Policy, folder: Path, left: int) -> Notice:
+    """Two checkpoints kept and one being written, a policy a stage and at the end; and of arms.
+
+    Only of stages that are left, and without the checkpoints that are there already.
+    """
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     trained = _trained(recipe, policy)
     checkpoint = weights + trained * _ADAM_BYTES
-    need = 3 * checkpoint + (len(recipe.stages) + 1) * weights
+    written = [p for p in folder.glob("stages/*/checkpoints/**/*") if p.is_file()]
+    there = sum(path.stat().st_size for path in written)
+    need = max(0, 3 * checkpoint - there if left else 0) + (left + 1) * weights
     need += len(recipe.controls) * (2 * checkpoint + weights)
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -138,7 +156,8 @@ def _disk(recipe: Recipe, policy: Policy, folder: Path) -> Notice:
         return Notice("disk", "failed", message, "choose a different --run.folder")
     free = shutil.disk_usage(place).free
     message = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
-    fix = "free some space, or choose a different --run.folder"
+    goes_on = there or left < len(recipe.stages)
+    fix = "free some space" + ("" if goes_on else ", or choose a different --run.folder")
     if need > free:
         return Notice("disk", "failed", message, fix)
     return warn_if(need > 0.5 * free, "disk", message, fix)

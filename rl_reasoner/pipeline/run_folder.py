@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.files import flock_holder, sha256_of, write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.paths import check_run, no_links
@@ -35,6 +35,18 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
         self.folder = folder
+
+
+class FolderGone(RunStopped):
+    """The run's folder was removed or moved while the run wrote to it."""
+
+    title = "the run's folder is gone"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} was removed or moved while the run wrote to it. Where it was moved, continue "
+            "there: rl-reasoner train --resume FOLDER"
+        )
 
 
 class RunFolder:
@@ -93,6 +105,10 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
         return run, recipe
+
+    def is_gone(self) -> bool:
+        """Whether it was removed or moved; what was written since may have made a part of it."""
+        return not (self.path / "recipe.yaml").is_file()
 
     def seal(self) -> None:
         """Write the hashes of all files that the run has made, now that it has come to its end."""

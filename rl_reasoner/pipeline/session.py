@@ -211,7 +211,8 @@ class Session:
         # can a prompt be rendered?
         prompt = render("", self.recipe.template, policy.tokenizer, self.recipe.system)
         prompt_ids(policy, prompt)
-        notices = inspect(self.recipe, self.placement, self.prepared, policy, self.run.path)
+        run = (self.recipe, self.placement, self.prepared, policy, self.run.path)
+        notices = inspect(*run, len(todo))
         if failed := [str(notice) for notice in notices if notice.status == "failed"]:
             raise UserError(*failed)
         for notice in notices:

@@ -20,7 +20,7 @@ from rl_reasoner.pipeline.inputs import Inputs, read_inputs
 from rl_reasoner.pipeline.lineage import window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
-from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
+from rl_reasoner.pipeline.run_folder import FolderGone, Interrupted, RunFolder
 from rl_reasoner.pipeline.session import Session
 from rl_reasoner.policy.opening import quiet_libraries
 from rl_reasoner.policy.policy import Policy
@@ -86,7 +86,7 @@ def train(
     else:
         run, saved = RunFolder.reopen(resume)
         recipe = recipe.in_folder(saved.run.folder)
-    with _ended_well(run, fresh=resume is None):
+    with _there(run), _ended_well(run, fresh=resume is None):
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
         launcher.tell_launcher(run.path)
@@ -100,6 +100,21 @@ def train(
             train_controls(session)
             policy = session.end(ref)
             return Run(run.path, policy, session.evals, run.path / "report.html")
+
+
+@contextmanager
+def _there(run: RunFolder) -> Iterator[None]:
+    """Whatever ends the work inside: a folder that was taken away meanwhile is what is told."""
+    try:
+        yield
+    except UserError:  # a folder that was just made is taken away again
+        raise
+    except Exception as error:
+        if run.is_gone():
+            raise FolderGone(run.path) from error
+        raise
+    if run.is_gone():
+        raise FolderGone(run.path)
 
 
 @contextmanager

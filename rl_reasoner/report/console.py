@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
-from rl_reasoner.distributed.processes import leave_terminal
+from rl_reasoner.distributed.processes import leave_errors, leave_terminal
 from rl_reasoner.foreign import printable, printable_json
 
 COLUMNS = 80  # what we write fits a terminal of so many
@@ -43,6 +43,9 @@ class _Hook(RenderHook):
 class _Stream:
     """Standard output or error, as it is now; a terminal that is gone (EIO) is written to no more.
 
+    Nor is a pipe of standard error whose reader is gone (EPIPE), as `2>&1 | tee` at Ctrl-C: what is
+    told there on the way ends no work. A reader of results who is gone ends the verb.
+
     For rich it is its own proxied file: while a view is live, what it writes is not drawn again.
     """
 
@@ -66,9 +69,12 @@ class _Stream:
         try:
             return getattr(self._stream, method)(*given)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno == errno.EIO:
+                leave_terminal()
+            elif error.errno == errno.EPIPE and self._name == "stderr":
+                leave_errors()
+            else:
                 raise
-            leave_terminal()
             return None
 
     @property

@@ -14,6 +14,7 @@ import pytest
 from rl_reasoner.cli.chat import Reply, stream
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.rollout.sampler import sample
+from rl_reasoner.types import Rollout
 from support.commands import Cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
@@ -42,6 +43,17 @@ def test_a_prompt_that_opens_the_thinking_is_heeded() -> None:
     assert Reply("a", "7*8=56</think>6", opened=True).parts() == ("7*8=56</think>", "6")
 
 
+def test_an_answer_that_only_a_tool_printed_is_none(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = Rollout("f()\n<answer>2</answer>\nso", 9, False, policy_text="f()\n\nso")
+    monkeypatch.setattr("rl_reasoner.cli.chat.stream", lambda *given: reply)
+    ended = cli("chat", "run", "--answer", "2", "--json", stdin="1+1=\n/answer 2\n")
+    told = [json.loads(line) for line in ended.out.splitlines()]
+    assert [reply["score"] for reply in told] == [0.0, 0.0]
+    assert all("<answer>2</answer>" in reply["answer"] for reply in told)
+
+
 @pytest.mark.parametrize("engine", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_is_streamed_is_what_an_evaluation_samples(
@@ -54,7 +66,8 @@ def test_what_is_streamed_is_what_an_evaluation_samples(
     replies = []
     for seed in (1, 2):
         heard: list[str] = []
-        text, cut = stream(policy, "1+1=", temperature, 12, seed, heard.append)
+        told = stream(policy, "1+1=", temperature, 12, seed, heard.append)
+        text, cut = told.text, told.truncated
         several = sample(
             policy, ["2+2=", "1+1="], samples=2, temperature=temperature, max_tokens=12, seed=seed
         )

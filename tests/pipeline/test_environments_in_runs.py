@@ -82,6 +82,10 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> 
     assert own["sets"]["guess_validation"]["reward"] == "environment"
     told = cli("chat", "whole")
     assert told.code == 2 and "environment" in told.err, told.err
+    told = cli("filter", "whole", "guess_validation")
+    assert told.code == 2 and "nobody who answers its turns" in told.err, told.err
+    told = cli("eval", "whole", *sets, "--tools", "calculator", "--tool-format", "tags")
+    assert told.code == 2 and "tools and an environment" in told.err, told.err
 
 
 def test_a_vllm_server_samples_the_turns(room: Path, cli: Cli) -> None:

@@ -228,6 +228,32 @@ def test_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found["memory"].status == "failed" and "do not fit" in found["memory"].message
 
 
+def test_a_run_that_goes_on_needs_room_for_the_rest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path, sft(), grpo())
+    placement, ready = choose_placement(made), prepared(made)
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    folder = tmp_path / "run"
+
+    class Usage:
+        free = 3 * weights
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+
+    def disk(left: int | None) -> Notice:
+        return inspect(made, placement, ready, policy, folder, left)[0]
+
+    assert disk(None).status == disk(1).status == "failed"
+    assert "different --run.folder" in disk(None).fix and disk(1).fix == "free some space"
+    assert disk(0).status == "passed"  # a policy to be written, at the end
+    kept = folder / "stages" / "2-grpo" / "checkpoints" / "checkpoint-1"
+    kept.mkdir(parents=True)
+    (kept / "state").write_bytes(bytes(8 * weights))
+    assert disk(1).status == "warned"  # a checkpoint more, and two policies
+
+
 def test_a_folder_that_cannot_be_made_fails(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     text = (tmp_path / "tiny.yaml").read_text()

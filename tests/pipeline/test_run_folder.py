@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_reasoner import train
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
 from rl_reasoner.files import append_rows, keep_rows_until, write_text
 from rl_reasoner.pipeline.lock import lock as lock_run
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.run_folder import RunFolder, given_flags
+from rl_reasoner.pipeline.run_folder import FolderGone, RunFolder, given_flags
+from rl_reasoner.pipeline.session import Session
 from rl_reasoner.policy.scratch import scratch_policy
 from rl_reasoner.rollout.cache import SampleCache
-from support.tiny import grpo, recipe, sft
+from support.tiny import REWARD, grpo, recipe, sft
 
 
 def lines(path: Path) -> list[object]:
@@ -240,3 +242,24 @@ def test_a_file_is_written_whole_or_not_at_all(
     monkeypatch.undo()
     write_text(path, "new")
     assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True])
+def test_a_folder_that_is_taken_away_is_told(
+    last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle, and when all is done: what is written later makes a part of it again."""
+    moves = f"    import os\n    if os.path.isdir({str(tmp_path / 'run' / 'stages')!r}):\n"
+    moves += f"        os.rename({str(tmp_path / 'run')!r}, {str(tmp_path / 'moved')!r})\n"
+    source = REWARD if last else REWARD.replace("    if answer", f"{moves}    if answer")
+    made = recipe(tmp_path, grpo(), source=source, evals={"sets": ()})
+
+    def at_the_end(session: Session) -> None:
+        (tmp_path / "run").rename(tmp_path / "moved")
+
+    if last:
+        monkeypatch.setattr("rl_reasoner.pipeline.train.train_controls", at_the_end)
+    with pytest.raises(FolderGone, match="/run was removed or moved while the run wrote to it"):
+        train(made, quiet=True)
+    assert (tmp_path / "moved" / "recipe.yaml").is_file()

@@ -119,8 +119,11 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
     sets = ("--sets", "product_validation", "--limit", "4", "--max-tokens", "96", "--json")
     own = json.loads(cli("eval", "run", *sets).out)
     assert own["settings"]["tools"]["format"] == "tags"
-    none = json.loads(cli("eval", "run", *sets, "--tools", "none").out)
-    assert "tools" not in none["settings"]
+    for spelled in ("none", "None", "null", ""):
+        none = json.loads(cli("eval", "run", *sets, "--tools", spelled).out)
+        assert "tools" not in none["settings"]
+    both = cli("eval", "run", *sets, "--tools", "none", "--tool-format", "fences")
+    assert both.code == 2 and "--tools is none" in both.err
 
 
 @pytest.mark.parametrize("overlap", ["off", pytest.param("one_step", marks=pytest.mark.matrix)])

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,9 +123,10 @@ os.write(1, b"done\\n")
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_gone_ends_nothing() -> None:
-    """What is written to it fails (EIO), be it before its signal has been heard."""
-    outer, inner = os.openpty()
+@pytest.mark.parametrize("opened", [os.openpty, os.pipe])
+def test_a_reader_that_is_gone_ends_nothing(opened: Callable[[], tuple[int, int]]) -> None:
+    """What is written to a terminal fails then (EIO), be it before its signal; to a pipe, too."""
+    outer, inner = opened()
     process = subprocess.Popen(
         [sys.executable, "-c", LIVE],
         stdin=subprocess.PIPE,

@@ -1,7 +1,8 @@
-"""The terminal closes under a run: a lost connection, a window that is shut."""
+"""The terminal closes under a run, or Ctrl-C takes away what reads its log (`2>&1 | tee`)."""
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +26,15 @@ SLOW = REWARD.replace("from rl_reasoner", "import time\n\nfrom rl_reasoner", 1).
 
 
 @pytest.mark.slow
-def test_a_run_whose_terminal_closes_stops_with_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["terminal", "pipe"])
+def test_a_run_whose_log_has_no_reader_stops_with_a_checkpoint(of: str, tmp_path: Path) -> None:
     made = recipe(tmp_path, grpo(steps=6), source=SLOW, evals={"sets": ()})
     (tmp_path / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
-    outer, inner = os.openpty()
+    outer, inner = os.openpty() if of == "terminal" else os.pipe()
+    start = ["-c", OWN_TERMINAL] if of == "terminal" else ["-m", "rl_reasoner.cli", "train"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), inner)
     process = subprocess.Popen(
-        [sys.executable, "-c", OWN_TERMINAL, str(tmp_path / "recipe.yaml")],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), inner),
-        start_new_session=True,
+        [sys.executable, *start, str(tmp_path / "recipe.yaml")], **streams, start_new_session=True
     )
     os.close(inner)
     stage = tmp_path / "run/stages/1-grpo"
@@ -40,6 +42,8 @@ def test_a_run_whose_terminal_closes_stops_with_a_checkpoint(tmp_path: Path) -> 
         if select.select([outer], [], [], 0.05)[0]:
             os.read(outer, 65536)
     os.close(outer)
+    if of == "pipe":
+        process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130
     done = len(rows(stage / "metrics.jsonl"))
     assert 0 < done < 6
