@@ -1,48 +1,68 @@
 """Evaluations of the same problems, compared as if fewer tokens had been allowed.
 
-    python benchmarks/real/within.py keep verdicts.json own=own.rows.jsonl recipe=with.rows.jsonl
-    python benchmarks/real/within.py show verdicts.json own recipe 256 400 512
+    python benchmarks/real/within.py keep verdicts.json MODEL own=own.rows.jsonl run=run.rows.jsonl
+    python benchmarks/real/within.py show verdicts.json own run
 
-`keep` writes each problem's verdict and length, without its text, as a small file. `show` counts,
-for each number of tokens, what was right and had ended within them; greedy completions are the same
-up to a cut, so a shorter evaluation would count the same. (A box in a completion that then goes on
-is the exception: it counts as none here.) Intervals are Wilson's and Tango's, p is McNemar's, as
-in `rl-reasoner compare`.
+`keep` takes greedy evaluations by `math_answer`. A greedy completion is the same up to where fewer
+tokens would have cut it off, so that part is judged again. What is kept is a small file of
+verdicts, without texts. `show` counts them, and compares two prompts on the problems of both.
+Intervals are Wilson's and Tango's, p is McNemar's, as in `rl-reasoner compare`.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from rl_reasoner import open_policy
 from rl_reasoner.evaluation.statistics import mcnemar, paired_interval, wilson
+from rl_reasoner.rewards.math_answer import math_answer
 
-Verdicts = dict[str, tuple[float, int]]  # problem -> its first completion's score and tokens
+BUDGETS = (256, 400, 512)
+RESULT, ITS_END = "```output\n", "\n```\n"  # what a tool gave is no answer of the policy's
 
 
-def keep(file: Path, evaluations: list[str]) -> None:
+def cut(completion: str, budget: int, tokenizer: Any) -> str:
+    """What the policy itself had written within `budget` tokens, results counted among them."""
+    ids = tokenizer(completion, add_special_tokens=False).input_ids[:budget]
+    own, *others = tokenizer.decode(ids).split(RESULT)
+    return "".join([own, *(rest.partition(ITS_END)[2] for rest in others)])
+
+
+def verdicts(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """Whether a row's completion is right within each budget."""
+    [completion], [tokens] = row["completions"], row["tokens"]
+    found = []
+    for budget in BUDGETS:
+        if tokens > budget:
+            text = cut(completion, budget, tokenizer)
+            score = math_answer.fn(text, row["answer"], value_only=True).value
+            found.append(int(score == 1))
+        else:
+            found.append(int(row["scores"][0] == 1))
+    return found
+
+
+def keep(file: Path, model: str, evaluations: list[str]) -> None:
     """Write the verdicts of evaluations, each given as NAME=ROWS, to `file`."""
-    kept = dict[str, Verdicts]()
+    tokenizer = open_policy(model, device="cpu").tokenizer
+    kept = dict[str, dict[str, list[int]]]()
     for given in evaluations:
         name, _, file_of_rows = given.partition("=")
         rows = map(json.loads, Path(file_of_rows).read_text().splitlines())
-        kept[name] = {row["id"]: (row["scores"][0], row["tokens"][0]) for row in rows}
+        kept[name] = {row["id"]: verdicts(row, tokenizer) for row in rows}
     file.write_text(json.dumps(kept) + "\n")
 
 
-def show(file: Path, a: str, b: str, budgets: list[int]) -> None:
+def show(file: Path, a: str, b: str) -> None:
     """Print how many are right within each budget, and the difference, of problems of both."""
     kept = json.loads(file.read_text())
     both = [problem for problem in kept[a] if problem in kept[b]]
-    for budget in budgets:
-        right = [
-            [
-                float(score == 1 and tokens <= budget)
-                for score, tokens in (of[problem] for problem in both)
-            ]
-            for of in (kept[a], kept[b])
-        ]
+    for number, budget in enumerate(BUDGETS):
+        right = [[of[problem][number] for problem in both] for of in (kept[a], kept[b])]
         shares = [_shown(sum(side) / len(both), *wilson(sum(side), len(both))) for side in right]
-        differences = [after - before for before, after in zip(*right, strict=True)]
+        differences = [float(after - before) for before, after in zip(*right, strict=True)]
         mean = _shown(sum(differences) / len(both), *paired_interval(differences))
         p = mcnemar(differences.count(-1.0), differences.count(1.0))
         print(
@@ -62,15 +82,15 @@ def main() -> None:
     keeping, showing = verbs.add_parser("keep"), verbs.add_parser("show")
     for verb in (keeping, showing):
         verb.add_argument("file", type=Path)
+    keeping.add_argument("model")
     keeping.add_argument("evaluations", nargs="+", metavar="NAME=ROWS")
     showing.add_argument("a")
     showing.add_argument("b")
-    showing.add_argument("budgets", nargs="+", type=int)
     asked = parser.parse_args()
     if asked.verb == "keep":
-        keep(asked.file, asked.evaluations)
+        keep(asked.file, asked.model, asked.evaluations)
     else:
-        show(asked.file, asked.a, asked.b, asked.budgets)
+        show(asked.file, asked.a, asked.b)
 
 
 if __name__ == "__main__":

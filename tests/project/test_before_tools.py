@@ -18,6 +18,7 @@ from support.places import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks" / "real"))
 
 import before_tools
+import within
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -70,24 +71,35 @@ def test_what_is_evaluated(kind: str, tools: str, monkeypatch: pytest.MonkeyPatc
     assert told["--template"] == (prompts.get(kind) or before_tools.template(kind))
 
 
-def test_verdicts_within_fewer_tokens(tmp_path: Path) -> None:
-    own, run = [(1.0, 300), (1.0, 100), (0.0, 90), (0.0, 80)], [(1.0, 50), (1.0, 60), (0.0, 70)]
-    for name, verdicts in (("own", own), ("run", run)):
+def test_verdicts_within_fewer_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a tokenizer of bytes: what is cut off is judged by what there was of it, without results.
+
+    The third answer is one that only a tool printed; the last stands before the cut.
+    """
+    fill = "." * 400
+    texts = [
+        "so 7",
+        f"{fill} \\boxed{{7}}",
+        f"{fill[:240]}\n```output\n\\boxed{{7}}\n",
+        "\\boxed{7} ",
+    ]
+    own = [(text, float(n == 1), len(text)) for n, text in enumerate(texts[:3])]
+    own.append((texts[3] + fill, 0.0, 410))
+    for name, verdicts in (("own", own), ("run", [("\\boxed{7}", 1.0, 9)] * 3)):
         rows = [
-            json.dumps({"id": f"p{number}", "scores": [score], "tokens": [tokens]})
-            for number, (score, tokens) in enumerate(verdicts)
+            {"id": n, "answer": "7", "completions": [text], "scores": [score], "tokens": [tokens]}
+            for n, (text, score, tokens) in enumerate(verdicts)
         ]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
-    script = [sys.executable, str(ROOT / "benchmarks" / "real" / "within.py")]
-    subprocess.run([*script, "keep", "v.json", "own=own.jsonl", "run=run.jsonl"], cwd=tmp_path)
-    told = subprocess.run(
-        [*script, "show", "v.json", "own", "run", "100", "300"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    short, long = told.stdout.splitlines()
-    assert short.startswith("3 problems within 100 tokens: own 33.3 [")
-    assert "run 66.7 [" in short and "run - own 33.3 [" in short
-    assert "own 66.7 [" in long and "run 66.7 [" in long and "run - own 0.0 [" in long
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(within, "BUDGETS", (250, 411))
+    files = [f"{name}={tmp_path / name}.jsonl" for name in ("own", "run")]
+    within.keep(tmp_path / "v.json", "scratch:dense-tiny", files)
+    kept = json.loads((tmp_path / "v.json").read_text())
+    assert kept["own"] == {"0": [0, 0], "1": [0, 1], "2": [0, 0], "3": [1, 0]}
+    within.show(tmp_path / "v.json", "own", "run")
+    short, long = capsys.readouterr().out.splitlines()
+    assert short.startswith("3 problems within 250 tokens: own 0.0 [")
+    assert "run 100.0 [" in short and "run - own 100.0 [" in short
+    assert "own 33.3 [" in long and "run - own 66.7 [" in long
