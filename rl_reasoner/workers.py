@@ -6,6 +6,8 @@ lines. The deadline is kept here, by the parent, with a kill. The verifier (`ans
 rewards (`scoring.executors`) stand on it.
 """
 
+import errno
+import io
 import json
 import os
 import select
@@ -13,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,43 @@ class WorkerDied(RuntimeError):
 
 class WorkerLate(TimeoutError):
     """The worker did not answer by the deadline, and was killed."""
+
+
+class _Unread(io.TextIOWrapper):
+    """A text stream that goes nowhere once its reader is gone, in place of failing each write."""
+
+    def write(self, text: str) -> int:
+        """Write `text`, or nowhere."""
+        return int(self._tried(super().write, text) or len(text))
+
+    def flush(self) -> None:
+        """Flush what was written, or lose it."""
+        self._tried(super().flush)
+
+    def _tried(self, method: Callable[..., Any], *given: str) -> Any:
+        try:
+            return method(*given)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return None
+
+
+def print_as_errors() -> None:
+    """In a worker: what is printed goes to standard error, as long as somebody reads that.
+
+    The run's log may lose its reader (`2>&1 | tee`, `| head`): a reward that prints is no fault.
+    """
+    os.dup2(2, 1)
+    for name in ("stdout", "stderr"):
+        stream: io.TextIOWrapper = getattr(sys, name)
+        encoding, errors, lines = stream.encoding, stream.errors, stream.line_buffering
+        unread = _Unread(stream.detach(), encoding, errors, line_buffering=lines)
+        setattr(sys, name, unread)
+        setattr(sys, f"__{name}__", unread)
 
 
 def _paths() -> list[str]:

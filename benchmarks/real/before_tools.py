@@ -206,9 +206,9 @@ def template(kind: str) -> str:
 
 def main() -> None:
     """Become the evaluation."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument("kind", choices=(*HEADS, "recipe", "unrun", "own"))
-    parser.add_argument("--max-tokens", type=int, default=400)
+    parser.add_argument("--max-tokens", "--max_tokens", type=int, default=400)
     asked, others = parser.parse_known_args()
     run = asked.kind in ("programs", "recipe")
     tools = ["python", "--tool-format", "fences"] if run else ["none"]

@@ -11,6 +11,7 @@ Intervals are Wilson's and Tango's, p is McNemar's, as in `rl-reasoner compare`.
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ def cut(completion: str, budget: int, tokenizer: Any) -> str:
     return "".join([own, *(rest.partition(ITS_END)[2] for rest in others)])
 
 
-def verdicts(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    """Whether a row's completion is right within each budget."""
+def verdicts(row: Mapping[str, Any], tokenizer: Any, longest: int) -> list[int | None]:
+    """Whether a row's completion is right within each budget; None beyond its own, `longest`."""
     [completion], [tokens] = row["completions"], row["tokens"]
-    found = []
+    found = list[int | None]()
     for budget in BUDGETS:
-        if tokens > budget:
+        if budget > longest:
+            found.append(None)
+        elif tokens > budget:
             text = cut(completion, budget, tokenizer)
             score = math_answer.fn(text, row["answer"], value_only=True).value
             found.append(int(score == 1))
@@ -47,20 +50,27 @@ def verdicts(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
 def keep(file: Path, model: str, evaluations: list[str]) -> None:
     """Write the verdicts of evaluations, each given as NAME=ROWS, to `file`."""
     tokenizer = open_policy(model, device="cpu").tokenizer
-    kept = dict[str, dict[str, list[int]]]()
+    kept = dict[str, dict[str, list[int | None]]]()
     for given in evaluations:
         name, _, file_of_rows = given.partition("=")
-        rows = map(json.loads, Path(file_of_rows).read_text().splitlines())
-        kept[name] = {row["id"]: verdicts(row, tokenizer) for row in rows}
+        rows = [json.loads(line) for line in Path(file_of_rows).read_text().splitlines()]
+        cut_off = [row["tokens"][0] for row in rows if row["truncated"][0]]
+        longest = max(cut_off, default=max(BUDGETS))
+        kept[name] = {row["id"]: verdicts(row, tokenizer, longest) for row in rows}
     file.write_text(json.dumps(kept) + "\n")
 
 
 def show(file: Path, a: str, b: str) -> None:
     """Print how many are right within each budget, and the difference, of problems of both."""
     kept = json.loads(file.read_text())
+    if unknown := {a, b} - kept.keys():
+        sys.exit(f"{file}: no evaluation {', '.join(unknown)}; there are: {', '.join(kept)}")
     both = [problem for problem in kept[a] if problem in kept[b]]
     for number, budget in enumerate(BUDGETS):
         right = [[of[problem][number] for problem in both] for of in (kept[a], kept[b])]
+        if not both or None in (right[0][0], right[1][0]):
+            print(f"{len(both)} problems within {budget} tokens: not measured for both")
+            continue
         shares = [_shown(sum(side) / len(both), *wilson(sum(side), len(both))) for side in right]
         differences = [float(after - before) for before, after in zip(*right, strict=True)]
         mean = _shown(sum(differences) / len(both), *paired_interval(differences))

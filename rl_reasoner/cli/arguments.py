@@ -95,12 +95,13 @@ def tool_settings(
     folder = run_of(Path(policy).absolute())
     own = load_recipe(str(folder / "recipe.yaml")).tools if folder else None
     settings = own.model_dump() if own else {}
-    if tools.strip(" ,").lower() in ("none", "null", ""):
+    asked = tools.strip(" ,").lower()
+    if asked in ("none", "null", ""):
         if call_format:
             raise UserError("--tool-format: --tools is none, so nothing is called")
         return None
     names = [name.strip() for name in tools.split(",") if name.strip()]
-    settings |= {"use": names} if tools != "own" else {}
+    settings |= {"use": names} if asked != "own" else {}
     settings |= {"format": call_format} if call_format else {}
     if not settings:
         return None

@@ -174,7 +174,7 @@ def leave_terminal() -> None:
 
 def leave_errors() -> None:
     """Write errors nowhere from now on: whoever read them has gone, and each write would fail."""
-    with Path(os.devnull).open("wb") as nowhere:
+    with Path(os.devnull).open("wb") as nowhere, suppress(OSError):
         os.dup2(nowhere.fileno(), 2)
 
 

@@ -141,14 +141,12 @@ def inspect(
 def _disk(recipe: Recipe, policy: Policy, folder: Path, left: int) -> Notice:
     """Two checkpoints kept and one being written, a policy a stage and at the end; and of arms.
 
-    Only of stages that are left, and without the checkpoints that are there already.
+    Only where stages are left; of a run that is trained, the policy at the end alone.
     """
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     trained = _trained(recipe, policy)
     checkpoint = weights + trained * _ADAM_BYTES
-    written = [p for p in folder.glob("stages/*/checkpoints/**/*") if p.is_file()]
-    there = sum(path.stat().st_size for path in written)
-    need = max(0, 3 * checkpoint - there if left else 0) + (left + 1) * weights
+    need = (3 * checkpoint if left else 0) + (left + 1) * weights
     need += len(recipe.controls) * (2 * checkpoint + weights)
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -156,8 +154,9 @@ def _disk(recipe: Recipe, policy: Policy, folder: Path, left: int) -> Notice:
         return Notice("disk", "failed", message, "choose a different --run.folder")
     free = shutil.disk_usage(place).free
     message = f"{_size(need)} for checkpoints and policies, {_size(free)} free in {place}"
-    goes_on = there or left < len(recipe.stages)
-    fix = "free some space" + ("" if goes_on else ", or choose a different --run.folder")
+    fix = "free some space"
+    if left == len(recipe.stages):
+        fix += ", or choose a different --run.folder"
     if need > free:
         return Notice("disk", "failed", message, fix)
     return warn_if(need > 0.5 * free, "disk", message, fix)

@@ -44,8 +44,9 @@ class FolderGone(RunStopped):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"{path} was removed or moved while the run wrote to it. Where it was moved, continue "
-            "there: rl-reasoner train --resume FOLDER"
+            f"{path} was removed or moved while the run wrote to it; what now lies there is what "
+            "was written since. Where it was moved, continue there: rl-reasoner train --resume "
+            "FOLDER"
         )
 
 
@@ -54,6 +55,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._home = path.absolute()  # should the process change its working folder
         self._lock: IO[str] | None = None
         self._old: Path | None = None
         self.lengths: Mapping[str, Any] = {}  # of completions, from the lock of another recipe
@@ -107,8 +109,18 @@ class RunFolder:
         return run, recipe
 
     def is_gone(self) -> bool:
-        """Whether it was removed or moved; what was written since may have made a part of it."""
-        return not (self.path / "recipe.yaml").is_file()
+        """Whether it was removed or moved while it is held; a part of it may have been made anew.
+
+        The lock that is held is then not the one that stands there.
+        """
+        if self._lock is None:
+            return False
+        held = os.fstat(self._lock.fileno())
+        try:
+            there = (self._home / ".lock").stat()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError | NotADirectoryError)
+        return not os.path.samestat(held, there)
 
     def seal(self) -> None:
         """Write the hashes of all files that the run has made, now that it has come to its end."""

@@ -126,7 +126,7 @@ class Session:
         until = stages[: window.stop]
         wanted = [s for i, s in enumerate(until) if i in window or s.reuse is not None]
         self._check_needed(wanted)
-        self._inspect_and_lock(command)
+        self._inspect_and_lock(command, again)
         if recipe.evals.stages and not recipe.policy.source.startswith("scratch:"):
             self._evaluate("base", PolicyRef(None, recipe.policy.source))
         first_grpo = next((s for s in stages if s.kind == "grpo"), stages[0])
@@ -201,7 +201,7 @@ class Session:
                         f"--{name}.reuse"
                     )
 
-    def _inspect_and_lock(self, command: str | None) -> None:
+    def _inspect_and_lock(self, command: str | None, again: bool) -> None:
         """Inspect the policy that comes next and the machine; write what the run is made with.
 
         Warns of what is doubtful; raises `UserError` for what cannot work.
@@ -212,7 +212,7 @@ class Session:
         prompt = render("", self.recipe.template, policy.tokenizer, self.recipe.system)
         prompt_ids(policy, prompt)
         run = (self.recipe, self.placement, self.prepared, policy, self.run.path)
-        notices = inspect(*run, len(todo))
+        notices = inspect(*run, len(self.stages) if again else len(todo))
         if failed := [str(notice) for notice in notices if notice.status == "failed"]:
             raise UserError(*failed)
         for notice in notices:

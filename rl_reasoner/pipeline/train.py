@@ -86,7 +86,7 @@ def train(
     else:
         run, saved = RunFolder.reopen(resume)
         recipe = recipe.in_folder(saved.run.folder)
-    with _there(run), _ended_well(run, fresh=resume is None):
+    with _ended_well(run, fresh=resume is None), _there(run):
         if saved.name != recipe.name:
             raise UserError(f"{resume} is a run of the recipe {saved.name!r}, not {recipe.name!r}")
         launcher.tell_launcher(run.path)
@@ -107,9 +107,9 @@ def _there(run: RunFolder) -> Iterator[None]:
     """Whatever ends the work inside: a folder that was taken away meanwhile is what is told."""
     try:
         yield
-    except UserError:  # a folder that was just made is taken away again
+    except RunStopped:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if run.is_gone():
             raise FolderGone(run.path) from error
         raise
@@ -128,6 +128,8 @@ def _ended_well(run: RunFolder, *, fresh: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         give_up_all()
         raise Interrupted(run.path) from error
+    except FolderGone:
+        raise
     except RunStopped as error:
         error.folder = str(run.path)
         raise

@@ -35,10 +35,13 @@ def checked_template(template: str) -> str:
 def doubled_braces(template: str) -> str | None:
     """What is doubtful about `template`, or None: a format string would read `{{` as one brace.
 
-    A template is no format string, so the model would read both.
+    A template is no format string, so the model would read both. Doubtful are `{{problem}}`, `{{}}`
+    and a text where all other braces are doubled; LaTeX and code have some that are not.
     """
+    others = template.replace("{{problem}}", "{{}}").replace("{problem}", "")
+    single = others.replace("{{", "").replace("}}", "")
     at = template.find("{{")
-    if template in TEMPLATES or at < 0:
+    if at < 0 or ("{{}}" not in others and ("{" in single or "}" in single)):
         return None
     near = template[max(0, at - 6) : at + 14]
     return (

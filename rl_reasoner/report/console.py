@@ -11,6 +11,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -72,7 +73,9 @@ class _Stream:
             if error.errno == errno.EIO:
                 leave_terminal()
             elif error.errno == errno.EPIPE and self._name == "stderr":
-                leave_errors()
+                with suppress(OSError):  # not what a caller has put in its place
+                    if self._stream.fileno() == 2:
+                        leave_errors()
             else:
                 raise
             return None

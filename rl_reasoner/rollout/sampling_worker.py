@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from rl_reasoner.distributed.loading import load_for_good
+from rl_reasoner.workers import print_as_errors
 
 Requests = queue.SimpleQueue[dict[str, Any]]
 
@@ -29,7 +30,7 @@ def _listen(requests: Requests) -> None:
 def _replies() -> int:
     """The standard output for replies alone: what is printed goes to standard error."""
     output = os.dup(1)
-    os.dup2(2, 1)
+    print_as_errors()
     return output
 
 

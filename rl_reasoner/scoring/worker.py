@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from rl_reasoner.scoring.call import call_reward
 from rl_reasoner.scoring.transport import snapshot, unpack_reward
 from rl_reasoner.types import Fault, Outcome
+from rl_reasoner.workers import print_as_errors
 
 _WATCH_S = 1.0
 
@@ -102,7 +103,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    print_as_errors()
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere

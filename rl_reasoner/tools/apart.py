@@ -33,7 +33,7 @@ from rl_reasoner.tools.tool import (
     failure,
     shorten,
 )
-from rl_reasoner.workers import Worker, WorkerDied
+from rl_reasoner.workers import Worker, WorkerDied, print_as_errors
 
 _LOAD_S = 300.0
 _END_S = 5.0
@@ -204,7 +204,7 @@ def requests(answer: Callable[[dict[str, Any]], Any]) -> None:
     with suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    print_as_errors()
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere

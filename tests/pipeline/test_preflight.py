@@ -16,6 +16,7 @@ from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.preflight import Notice, inspect
 from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
+from rl_reasoner.recipe.data import doubled_braces
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout import sampling_weights
@@ -248,10 +249,6 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_alone(
     assert disk(None).status == disk(1).status == "failed"
     assert "different --run.folder" in disk(None).fix and disk(1).fix == "free some space"
     assert disk(0).status == "passed"  # a policy to be written, at the end
-    kept = folder / "stages" / "2-grpo" / "checkpoints" / "checkpoint-1"
-    kept.mkdir(parents=True)
-    (kept / "state").write_bytes(bytes(8 * weights))
-    assert disk(1).status == "warned"  # a checkpoint more, and two policies
 
 
 def test_a_folder_that_cannot_be_made_fails(tmp_path: Path, cli: Cli) -> None:
@@ -275,6 +272,22 @@ def test_templates_like_format_strings_are_told(tmp_path: Path) -> None:
     assert found.status == "warned" and r"near '\\boxed{{}}.'" in found.message
     single = recipe(tmp_path, grpo(), template=r"{problem} Answer in \boxed{}.")
     assert "template" not in notices(single, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "doubtful"),
+    [
+        ("Solve {{problem}}", True),
+        (r"{problem} = \boxed{{4}}", True),
+        (r"{problem} \frac{1}{2} \boxed{{}}", True),
+        ("int[][] a = {{1,2},{3,4}}; {problem}", False),
+        (r"${{n}\choose{k}}$ {problem}", False),
+        ('{"a": {"b": 1}} {problem}', False),
+        ("boxed", False),
+    ],
+)
+def test_what_looks_like_a_format_string(template: str, doubtful: bool) -> None:
+    assert (doubled_braces(template) is not None) == doubtful
 
 
 @pytest.mark.parametrize(("bf16", "status"), [(50, "warned"), (200, "passed")])

@@ -89,7 +89,14 @@ def test_verdicts_within_fewer_tokens(
     own.append((texts[3] + fill, 0.0, 410))
     for name, verdicts in (("own", own), ("run", [("\\boxed{7}", 1.0, 9)] * 3)):
         rows = [
-            {"id": n, "answer": "7", "completions": [text], "scores": [score], "tokens": [tokens]}
+            {
+                "id": n,
+                "answer": "7",
+                "completions": [text],
+                "scores": [score],
+                "tokens": [tokens],
+                "truncated": [False],
+            }
             for n, (text, score, tokens) in enumerate(verdicts)
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -103,3 +110,10 @@ def test_verdicts_within_fewer_tokens(
     assert short.startswith("3 problems within 250 tokens: own 0.0 [")
     assert "run 100.0 [" in short and "run - own 100.0 [" in short
     assert "own 33.3 [" in long and "run - own 66.7 [" in long
+    cut = {"id": 0, "answer": "7", "completions": ["so"], "scores": [0.0], "tokens": [300]}
+    (tmp_path / "own.jsonl").write_text(json.dumps({**cut, "truncated": [True]}))
+    within.keep(tmp_path / "v.json", "scratch:dense-tiny", files)
+    within.show(tmp_path / "v.json", "own", "run")
+    assert "411 tokens: not measured" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no evaluation ran; there are: own, run"):
+        within.show(tmp_path / "v.json", "own", "ran")

@@ -1,10 +1,14 @@
-"""The terminal closes under a run, or Ctrl-C takes away what reads its log (`2>&1 | tee`)."""
+"""The terminal closes under a run, or what reads its log goes away (`2>&1 | tee` at Ctrl-C).
+
+A reward that prints goes on judging.
+"""
 
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +32,8 @@ SLOW = REWARD.replace("from rl_reasoner", "import time\n\nfrom rl_reasoner", 1).
 @pytest.mark.slow
 @pytest.mark.parametrize("of", ["terminal", "pipe"])
 def test_a_run_whose_log_has_no_reader_stops_with_a_checkpoint(of: str, tmp_path: Path) -> None:
-    made = recipe(tmp_path, grpo(steps=6), source=SLOW, evals={"sets": ()})
+    source = SLOW.replace("    time.sleep", "    print('judging', flush=True)\n    time.sleep")
+    made = recipe(tmp_path, grpo(steps=6), source=source, evals={"sets": ()})
     (tmp_path / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
     outer, inner = os.openpty() if of == "terminal" else os.pipe()
     start = ["-c", OWN_TERMINAL] if of == "terminal" else ["-m", "rl_reasoner.cli", "train"]
@@ -42,6 +47,8 @@ def test_a_run_whose_log_has_no_reader_stops_with_a_checkpoint(of: str, tmp_path
         if select.select([outer], [], [], 0.05)[0]:
             os.read(outer, 65536)
     os.close(outer)
+    while of == "pipe" and process.poll() is None and len(rows(stage / "metrics.jsonl")) < 3:
+        time.sleep(0.05)
     if of == "pipe":
         process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130
