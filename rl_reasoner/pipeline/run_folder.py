@@ -111,15 +111,18 @@ class RunFolder:
     def is_gone(self) -> bool:
         """Whether it was removed or moved while it is held; a part of it may have been made anew.
 
-        The lock that is held is then not the one that stands there.
+        The lock that is held is then not the one that stands there, or neither is there.
         """
         if self._lock is None:
             return False
         held = os.fstat(self._lock.fileno())
         try:
             there = (self._home / ".lock").stat()
-        except OSError as error:
-            return isinstance(error, FileNotFoundError | NotADirectoryError)
+        except (FileNotFoundError, NotADirectoryError):
+            # the lock alone is removed by who thinks that it was left over
+            return not os.path.lexists(self._home / "recipe.yaml")
+        except OSError:
+            return False
         return not os.path.samestat(held, there)
 
     def seal(self) -> None:
