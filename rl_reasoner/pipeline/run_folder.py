@@ -125,6 +125,11 @@ class RunFolder:
             return False
         return not os.path.samestat(held, there)
 
+    def check_there(self) -> None:
+        """Raise `FolderGone` where it was removed or moved while it is held."""
+        if self.is_gone():
+            raise FolderGone(self.path)
+
     def seal(self) -> None:
         """Write the hashes of all files that the run has made, now that it has come to its end."""
         names = [str(file.relative_to(self.path)) for file in sealed_files(self.path)]

@@ -365,6 +365,7 @@ class Session:
 
     def _run_stage(self, stage: Stage, again: bool) -> None:
         """Run a stage, or what is left of it."""
+        self.run.check_there()
         facts, folder = self._facts(stage), self._folder(stage.name)
         before, done = self._facts_before(stage, facts), (folder / "done.json").is_file()
         old: Path | None = None

@@ -113,8 +113,7 @@ def _there(run: RunFolder) -> Iterator[None]:
         if run.is_gone():
             raise FolderGone(run.path) from error
         raise
-    if run.is_gone():
-        raise FolderGone(run.path)
+    run.check_there()
 
 
 @contextmanager
