@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -18,7 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TextIO
 
 RECYCLE_AFTER = 20_000
 _READ = 65_536
@@ -67,6 +69,22 @@ def print_as_errors() -> None:
         unread = _Unread(stream.detach(), encoding, errors, line_buffering=lines)
         setattr(sys, name, unread)
         setattr(sys, f"__{name}__", unread)
+
+
+def as_worker(memory_mb: int) -> tuple[TextIO, TextIO]:
+    """Become a worker that runs a user's functions: its requests and its replies, line by line.
+
+    They have no more memory than `memory_mb`, nothing to read, and print on standard error.
+    """
+    cap = memory_mb << 20
+    with suppress(ValueError, OSError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    print_as_errors()
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere
+    return requests, replies
 
 
 def _paths() -> list[str]:

@@ -108,7 +108,12 @@ class RunFolder:
             raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
         return run, recipe
 
-    def is_gone(self) -> bool:
+    def check_there(self) -> None:
+        """Raise `FolderGone` where it was removed or moved while it is held."""
+        if self._is_gone():
+            raise FolderGone(self.path)
+
+    def _is_gone(self) -> bool:
         """Whether it was removed or moved while it is held; a part of it may have been made anew.
 
         The lock that is held is then not the one that stands there, or neither is there.
@@ -124,11 +129,6 @@ class RunFolder:
         except OSError:
             return False
         return not os.path.samestat(held, there)
-
-    def check_there(self) -> None:
-        """Raise `FolderGone` where it was removed or moved while it is held."""
-        if self.is_gone():
-            raise FolderGone(self.path)
 
     def seal(self) -> None:
         """Write the hashes of all files that the run has made, now that it has come to its end."""

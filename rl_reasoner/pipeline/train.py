@@ -109,9 +109,8 @@ def _there(run: RunFolder) -> Iterator[None]:
         yield
     except RunStopped:
         raise
-    except (Exception, KeyboardInterrupt) as error:
-        if run.is_gone():
-            raise FolderGone(run.path) from error
+    except (Exception, KeyboardInterrupt):
+        run.check_there()
         raise
     run.check_there()
 

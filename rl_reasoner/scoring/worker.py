@@ -13,19 +13,18 @@ import json
 import os
 import pickle
 import random
-import resource
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 from rl_reasoner.scoring.call import call_reward
 from rl_reasoner.scoring.transport import snapshot, unpack_reward
 from rl_reasoner.types import Fault, Outcome
-from rl_reasoner.workers import print_as_errors
+from rl_reasoner.workers import as_worker
 
 _WATCH_S = 1.0
 
@@ -98,15 +97,8 @@ def _watch(parent: int) -> None:
 
 def main() -> None:
     """Serve one reward until the input ends."""
-    cap = int(sys.argv[1]) << 20
-    with suppress(ValueError, OSError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    print_as_errors()
-    lines = os.fdopen(os.dup(0), encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere
+    lines, out = as_worker(int(sys.argv[1]))
     try:
         _serve(lines, out)
     except SystemExit as error:  # of the reward; what it has left open does not hold up the end

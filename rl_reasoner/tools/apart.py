@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
 from rl_reasoner.errors import UserError
@@ -33,7 +32,7 @@ from rl_reasoner.tools.tool import (
     failure,
     shorten,
 )
-from rl_reasoner.workers import Worker, WorkerDied, print_as_errors
+from rl_reasoner.workers import Worker, WorkerDied, as_worker
 
 _LOAD_S = 300.0
 _END_S = 5.0
@@ -57,6 +56,7 @@ class KeptWorker(Worker):
     """A worker with a keeper, which is asked to end all before it is killed itself."""
 
     def kill(self) -> None:
+        """Ask the keeper, which ends all that it keeps, and kill what is left then."""
         if not self.stopped:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -200,14 +200,7 @@ def requests(answer: Callable[[dict[str, Any]], Any]) -> None:
     What answers has no more memory than the process was told, nothing to read, and prints on
     standard error.
     """
-    cap = int(sys.argv[1]) << 20
-    with suppress(ValueError, OSError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    print_as_errors()
-    lines = os.fdopen(os.dup(0), encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.modules["__main__"] = ModuleType("__main__")  # a copied function's own is elsewhere
+    lines, out = as_worker(int(sys.argv[1]))
     own = os.getpid()
     for line in lines:
         reply = answer(json.loads(line))
