@@ -98,6 +98,8 @@ def convert_to(file: Path, folder: Path) -> Any:
             config=config,
             quantization_config=GgufConfig(dequantize=True),
         )
+        if left := _left_out(reader, model):
+            _log.warning("%s: %s", file.name, left)
     if kind == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -246,6 +248,20 @@ def _plain_reader() -> Any:
 def _value(reader: Any, key: str) -> Any:
     field = reader.fields.get(key)
     return None if field is None else field.contents()
+
+
+def _left_out(reader: Any, model: Any) -> str:
+    """What the file has more than the model, in words: transformers leaves it out unsaid."""
+    held = sum(
+        int(np.prod(tensor.shape)) for tensor in reader.tensors if tensor.name != _FREQUENCIES
+    )
+    own = {value.data_ptr(): value.numel() for value in model.state_dict().values()}  # tied: once
+    if held <= (placed := sum(own.values())):
+        return ""
+    return (
+        f"its weights are {held:,} numbers, and a model of its kind has a place for {placed:,}: "
+        "the others are left out. The policy may be another than the one that was trained"
+    )
 
 
 def _one_weight_twice(reader: Any) -> str | None:

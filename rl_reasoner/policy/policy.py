@@ -1,13 +1,16 @@
 """`Policy`: a causal language model of transformers with its tokenizer, and all of its weights.
 
 A policy that is saved opens with `AutoModelForCausalLM.from_pretrained` anywhere. What a file lacks
-that function makes up, and so does peft: it would be trained so, and is refused here.
+that function makes up, and so does peft: it would be trained so, and is refused here. What a file
+has more than the model they leave out, and say nothing: it is told here.
 """
 
 import errno
+import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from safetensors import SafetensorError
 from rl_reasoner.distributed.shards import gathered_state_dict
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 
+_log = logging.getLogger(__name__)
 _NAMED = 3  # weights in a message; the others are counted
 _LACKING = "Found missing adapter keys"  # in peft's words
 _LISTED = re.compile(r"'([^'\n]+)'")
@@ -91,8 +95,9 @@ class NotWholeError(ValueError):
 def whole_model(path: str, **settings: Any) -> Any:
     """The model in a folder, file or place on the hub, in fp32. Runs no code of its own.
 
-    `settings` are `from_pretrained`'s. A head that is tied to the embeddings needs no weight.
-    Raises `NotWholeError`, and what transformers does.
+    `settings` are `from_pretrained`'s. A head that is tied to the embeddings needs no weight. A
+    warning names weights that the model has no place for. Raises `NotWholeError`, and what
+    transformers does.
     """
     from transformers import AutoModelForCausalLM
 
@@ -113,20 +118,23 @@ def whole_model(path: str, **settings: Any) -> Any:
         raise NotWholeError(f"lacks weights of its model ({_first(lacking)})")
     if unlike := sorted(name for name, *_ in found["mismatched_keys"]):
         raise _of_other_sizes(unlike)
+    _tell_left_out(path, found["unexpected_keys"])
     return model
 
 
 def with_whole_adapter(model: Any, path: str, *, trained: bool) -> Any:
     """`model` with the adapter in a folder or on the hub; `trained`: it can be trained on.
 
-    peft warns of weights that the adapter lacks, and makes them up. Raises `NotWholeError`.
+    peft warns of weights that the adapter lacks, and makes them up. A warning names those that it
+    has no place for. Raises `NotWholeError`.
     """
-    from peft import PeftModelForCausalLM
+    from peft import PeftModelForCausalLM, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=f".*{_LACKING}")
-            return PeftModelForCausalLM.from_pretrained(model, path, is_trainable=trained)
+            adapted = PeftModelForCausalLM.from_pretrained(model, path, is_trainable=trained)
     except UserWarning as warning:
         lacking = _LISTED.findall(str(warning).partition(_LACKING)[2])
         raise NotWholeError(f"lacks weights of its adapter ({_first(lacking)})") from warning
@@ -134,6 +142,19 @@ def with_whole_adapter(model: Any, path: str, *, trained: bool) -> Any:
         if not (unlike := _UNLIKE.findall(str(error))):
             raise
         raise _of_other_sizes(unlike) from error
+    known = get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
+    _tell_left_out(path, load_peft_weights(path, device="cpu").keys() - known)
+    return adapted
+
+
+def _tell_left_out(path: str, names: Iterable[str]) -> None:
+    if left := sorted(names):
+        _log.warning(
+            "%s has weights that its model has no place for (%s): they are left out. Does its "
+            "config belong to them?",
+            path,
+            _first(left),
+        )
 
 
 def _of_other_sizes(names: list[str]) -> NotWholeError:

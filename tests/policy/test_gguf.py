@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,15 @@ def write(
     embedding: tuple[Any, Q] | None = None,
     head: tuple[Any, Q] | None = None,
     scaling: Mapping[str, Any] | None = None,
-    rope: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] | None = None,
     without: tuple[str, ...] = (),
     parts: int = 1,
     **numbers: str,
 ) -> dict[str, Any]:
     """A llama of one layer; `embedding` and `head` are weights with their precisions.
 
-    `without` names tensors that are left out; of several `parts` the file is the first.
+    `further` and `without` name tensors that are added and left out; of several `parts` the file is
+    the first.
     """
     tokens = [*special, *ALPHABET, "ĊĊ"]
     writer = gguf.GGUFWriter(file, "llama")
@@ -102,7 +104,7 @@ def write(
     if head is not None:
         made["output.weight"] = head
     made |= layer()
-    for name, values in (rope or {}).items():
+    for name, values in (further or {}).items():
         made[name] = (np.asarray(values, dtype=np.float32), Q.F32)
     for name, (values, precision) in ((n, t) for n, t in made.items() if n not in without):
         writer.add_tensor(name, gguf.quantize(values, precision), raw_dtype=precision)
@@ -192,6 +194,21 @@ def test_a_file_that_lacks_weights_is_refused_and_nothing_of_it_is_kept(
     ):
         open_policy(str(tmp_path / "less.gguf"), device="cpu")
     assert not [*cache.glob("*")]
+
+
+def test_weights_without_a_place_in_the_model_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers' llama has no biases of its own, and drops a file's unsaid."""
+    head = (weight(SIZE, HIDDEN), Q.Q8_0)
+    write(tmp_path / "plain.gguf", head=head, further={"rope_freqs.weight": [1.0] * 16})
+    open_policy(str(tmp_path / "plain.gguf"), device="cpu")
+    assert "left out" not in caplog.text
+    caplog.clear()
+    write(tmp_path / "biased.gguf", head=head, further={"blk.0.attn_q.bias": [1.0] * HIDDEN})
+    open_policy(str(tmp_path / "biased.gguf"), device="cpu")
+    [held, placed] = [int(n.replace(",", "")) for n in re.findall(r"[\d,]{4,}", caplog.text)]
+    assert held - placed == HIDDEN and "the others are left out" in caplog.text
 
 
 def test_one_file_of_a_split_policy_is_refused_by_name(tmp_path: Path) -> None:
@@ -308,7 +325,7 @@ def slowed(factor: float, length: int) -> list[float]:
 
 @pytest.mark.parametrize(("factor", "length"), [(8.0, 8192), (32.0, 8192), (8.0, 64)])
 def test_slowed_rotary_frequencies_are_kept(factor: float, length: int, tmp_path: Path) -> None:
-    write(tmp_path / "llama.gguf", rope={"rope_freqs.weight": slowed(factor, length)})
+    write(tmp_path / "llama.gguf", further={"rope_freqs.weight": slowed(factor, length)})
     model = open_policy(str(tmp_path / "llama.gguf"), device="cpu").model
     plain = 10000.0 ** -(torch.arange(0, HIDDEN // HEADS, 2) / (HIDDEN // HEADS))
     expected = plain / torch.tensor(slowed(factor, length))
@@ -322,8 +339,8 @@ def test_scaled_rotary_positions_are_kept_or_refused(tmp_path: Path) -> None:
     assert found == {"rope_theta": 10000.0, **told}
     for other in (
         {"scaling": {"type": "longrope", "factor": 4.0, "length": 32}},
-        {"rope": {"rope_freqs.weight": np.linspace(1, 3, HIDDEN // HEADS // 2)}},
-        {"rope": {"rope_factors_long.weight": np.ones(HIDDEN // HEADS // 2)}},
+        {"further": {"rope_freqs.weight": np.linspace(1, 3, HIDDEN // HEADS // 2)}},
+        {"further": {"rope_factors_long.weight": np.ones(HIDDEN // HEADS // 2)}},
     ):
         write(tmp_path / "other.gguf", **other)
         with pytest.raises(UserError, match=r"scaled .* in a way that is not known here"):

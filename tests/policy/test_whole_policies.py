@@ -113,3 +113,31 @@ def test_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "adapter", rf"lacks weights of its adapter \({lost}\.default\.weight\)")
     put(file, {name: torch.cat([tensor, tensor]) for name, tensor in weights.items()})
     refused(tmp_path / "adapter", r"of other sizes than its config says \(.*and \d+ more\)")
+
+
+def test_weights_without_a_place_in_the_model_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers leaves them out: with biases, the policy is another than the trained one."""
+    file, weights = saved("dense-tiny", tmp_path)
+    put(file, {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+    open_policy(str(tmp_path), device="cpu")
+    assert not caplog.text
+    bias = "model.layers.1.mlp.up_proj.bias"
+    put(file, {**weights, bias: torch.ones(2), "mtp.norm.weight": torch.ones(2)})
+    open_policy(str(tmp_path), device="cpu")
+    assert f"has weights that its model has no place for ({bias}, mtp.norm.weight)" in caplog.text
+
+
+def test_weights_of_an_adapter_without_a_place_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As DoRA's magnitudes under a config without it."""
+    saved("dense-tiny", tmp_path / "base")
+    file, weights = adapter_of(tmp_path / "base", tmp_path / "adapter")
+    open_policy(str(tmp_path / "adapter"), device="cpu")
+    assert not caplog.text
+    size = "base_model.model.model.layers.1.self_attn.o_proj.lora_magnitude_vector"
+    put(file, {**weights, size: torch.ones(2)})
+    open_policy(str(tmp_path / "adapter"), device="cpu")
+    assert f"no place for ({size}): they are left out" in caplog.text
