@@ -151,7 +151,8 @@ def data_of(name: str, given: Mapping[str, Any]) -> "FileData":
     from rl_reasoner.dataset.sets import set_data
     from rl_reasoner.recipe.data import FileData
 
-    return FileData.model_validate({**set_data(name).model_dump(), **given})
+    named = {ours: str(theirs) for ours, theirs in given.get("columns", {}).items()}
+    return FileData.model_validate({**set_data(name).model_dump(), **given, "columns": named})
 
 
 def check_writable(path: Path) -> Path:

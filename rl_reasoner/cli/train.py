@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -131,6 +132,13 @@ class TrainVerb:
         from rl_reasoner.pipeline.run_folder import RunFolder
 
         window_of(recipe, self.first, self.until)
+        moved = any(flag.partition("=")[0] == "--run.folder" for flag in self.flags)
+        other = Path(recipe.run.folder or ".").resolve()
+        if self.resume is not None and moved and other != self.resume.resolve():
+            raise UserError(
+                f"--run.folder {recipe.run.folder}: a run goes on in its own folder, "
+                f"{self.resume}. For another beside it, copy that folder, and resume the copy"
+            )
         if self.resume is None and processes.is_main():
             RunFolder.new_path(recipe)
 

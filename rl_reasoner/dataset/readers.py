@@ -8,8 +8,9 @@ import codecs
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.files import json_lines
@@ -82,8 +83,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path) as file:
+            narrow = _narrow_columns(file.schema_arrow)
             for batch in file.iter_batches():
-                yield from batch.to_pylist()
+                yield from (_as_written(row, narrow) for row in batch.to_pylist())
     except (pa.ArrowException, ValueError, OverflowError) as error:  # dates beyond Python's
         raise UserError(f"{path}: not Parquet: {first_line(error)}") from error
 
@@ -100,7 +102,22 @@ def _saved_rows(path: Path, split: str) -> Iterator[Row]:
             near = did_you_mean(split, saved) or f" It has: {', '.join(saved)}."
             raise UserError(f"{path}: no split {split!r}.{near}")
         saved = saved[split]
-    yield from saved
+    narrow = _narrow_columns(saved.features.arrow_schema)
+    yield from (_as_written(row, narrow) for row in saved)
+
+
+def _narrow_columns(schema: Any) -> dict[str, Any]:
+    """numpy's type of each column of numbers of 16 or 32 bits, by name."""
+    import numpy as np
+
+    narrow = {"float": np.float32, "halffloat": np.float16}
+    return {field.name: narrow[str(field.type)] for field in schema if str(field.type) in narrow}
+
+
+def _as_written(row: Row, narrow: Mapping[str, Any]) -> Row:
+    """The row with its narrow numbers as they are written: 0.1 of 32 bits is 0.100000001 in 64."""
+    found = {name: kind(row[name]) for name, kind in narrow.items() if row[name] is not None}
+    return {**row, **{name: float(str(value)) for name, value in found.items()}}
 
 
 def _is_list(path: Path) -> bool:

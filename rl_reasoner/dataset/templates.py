@@ -85,10 +85,16 @@ def target_completion(row: Row) -> str:
     """
     if row.get("completion"):
         return str(row["completion"])
-    chain = row.get("solution") if row.get("chain") is None else row["chain"]
+    column = "solution" if row.get("chain") is None else "chain"
+    chain, answer, who = row.get(column), row.get("answer"), row.get("id", row["problem"])
     if chain is None:
         raise UserError(
-            f"row {row.get('id', row['problem'])!r:.60} has no completion, chain or solution: "
-            "a sft stage needs one of these columns"
+            f"row {who!r:.60} has no completion, chain or solution: a sft stage needs one of these "
+            "columns"
         )
-    return with_tags(chain, row["answer"])
+    if answer is None or not str(answer).strip():
+        raise UserError(
+            f"row {who!r:.60} has a {column} and no answer to end with: to learn it as it stands, "
+            "call it the completion (columns: {completion: NAME})"
+        )
+    return with_tags(chain, answer)

@@ -48,8 +48,8 @@ _FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
 
 
 def evaluate(
-    policy: "Policy | ServedPolicy | str",
-    sets: Sequence[str | FileData],
+    policy: "Policy | ServedPolicy | str | Path",
+    sets: Sequence[str | Path | FileData] | str | Path,
     samples: int = 1,
     seed: int = 0,
     *,
@@ -71,12 +71,13 @@ def evaluate(
 ) -> EvalResult:
     """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
 
-    A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns. One
-    sample a problem is greedy, several are drawn at `temperature` (default 1.0). `asked` has the
-    sets with a template or budget of their own; `system` is the system prompt of chats whose rows
-    have none. `reward` judges; by default the one that each row says itself (`judging.judge_of`).
-    `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
-    the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
+    A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns; one
+    may stand for a list of one. One sample a problem is greedy, several are drawn at `temperature`
+    (default 1.0). `asked` has the sets with a template or budget of their own; `system` is the
+    system prompt of chats whose rows have none. `reward` judges; by default the one that each row
+    says itself (`judging.judge_of`). `modes` asks for several passes, each with an entry of its
+    own; with it, `samples` counts for the mode "sampled". `cache` is a folder that keeps what
+    was drawn (see `rollout.cache`).
     `trained_on`: rows that the policy was trained on; overlaps are counted, the rest is `@clean`.
     `weights`: bfloat16 and int8 round them, auto may. `tools` may be called in it, an `environment`
     answers its turns and judges where no reward does. Raises `UserError`.
@@ -84,11 +85,11 @@ def evaluate(
     _check(samples, modes or (), temperature, limit)
     if tools and environment:
         raise UserError("tools and an environment in one evaluation are not there yet: no tools")
-    wanted = _by_name(sets)
+    wanted = _by_name([sets] if isinstance(sets, str | Path) else sets)
     check_judge(reward, reward_options)
     from rl_reasoner.policy.opening import open_policy
 
-    opened = open_policy(policy) if isinstance(policy, str) else policy
+    opened = open_policy(policy) if isinstance(policy, str | Path) else policy
     if temperature is None:
         temperature = 1.0 if samples > 1 or modes else 0.0
     settings: dict[str, Any] = {"seed": seed, "temperature": temperature, "max_tokens": max_tokens}
@@ -109,11 +110,14 @@ def evaluate(
     return result
 
 
-def _by_name(sets: Sequence[str | FileData]) -> dict[str, FileData]:
+def _by_name(sets: Sequence[str | Path | FileData]) -> dict[str, FileData]:
     """Each set by the name that its figures have; raises `UserError` where two have the same."""
     found: dict[str, FileData] = {}
     for which in sets:
-        name, data = (which, set_data(which)) if isinstance(which, str) else (which.path, which)
+        if isinstance(which, FileData):
+            name, data = which.path, which
+        else:
+            name, data = str(which), set_data(str(which))
         if found.setdefault(name, data) != data:
             raise UserError(
                 f"two sets are called {name}, with other columns or splits: evaluate them apart"

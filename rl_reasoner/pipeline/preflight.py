@@ -66,6 +66,7 @@ _RATES = {
 }
 _LORA_RATE = 10.0  # adapters take rates that much larger
 _ADAM_BYTES = 8  # two moments in fp32
+_OTHERWISE = ("tests", "instructions", "start")  # what rows are judged by without an answer
 
 
 @dataclass(frozen=True)
@@ -460,9 +461,10 @@ def _golds(stage: GrpoStage, rows: list[Row], prepared: Prepared) -> list[Notice
     if not any(isinstance(fn, Reward) and fn.fn is math_answer.fn for fn in rewards):
         return []
     golds = [
-        (number, str(row["answer"]))
+        (number, str(row.get("answer") or ""))
         for number, row in enumerate(rows, 1)
-        if row.get("answer") is not None and applies(math_answer.name, row.get(APPLIES))
+        if row.get("answer") is not None or not any(row.get(name) for name in _OTHERWISE)
+        if applies(math_answer.name, row.get(APPLIES))
     ]
     verdicts = [(number, gold, verify("", gold)) for number, gold in golds]
     bad = [(n, gold, verdict.reason) for n, gold, verdict in verdicts if verdict.value is None]

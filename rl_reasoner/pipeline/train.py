@@ -55,7 +55,7 @@ class Run:
 def train(
     recipe: Recipe,
     *,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     quiet: bool = False,
     command: str | None = None,
     locate: Locate | None = None,
@@ -84,7 +84,7 @@ def train(
     if resume is None:
         run, saved = RunFolder.create(recipe), recipe
     else:
-        run, saved = RunFolder.reopen(resume)
+        run, saved = RunFolder.reopen(Path(resume))
         recipe = recipe.in_folder(saved.run.folder)
     with _ended_well(run, fresh=resume is None), _there(run):
         if saved.name != recipe.name:

@@ -58,7 +58,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
+def open_policy(source: str | Path, *, seed: int = 0, device: str = "auto") -> Policy:
     """Open the policy that `source` names, in fp32, on `device`.
 
     `source`: "scratch:moe-tiny" or another of them, a folder (also a run folder or a peft
@@ -66,6 +66,7 @@ def open_policy(source: str, *, seed: int = 0, device: str = "auto") -> Policy:
     a hub id. `seed` sets the weights of scratch models. Raises `UserError` when it cannot be
     opened.
     """
+    source = str(source)
     if source.startswith("scratch:"):
         policy = scratch_policy(source.removeprefix("scratch:"), seed)
     elif source.endswith(".gguf"):

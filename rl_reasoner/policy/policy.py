@@ -48,11 +48,12 @@ class Policy:
         device: torch.device = next(iter(self.model.parameters())).device
         return device
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write model and tokenizer to `folder`, in safetensors.
 
         A sharded model is saved inside `sharding.gathered_params`.
         """
+        folder = Path(folder)
         without_router_logits(self.model)
         for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
             stale.unlink(missing_ok=True)

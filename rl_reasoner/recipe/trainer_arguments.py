@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.recipe.stages import TRL_NAMES, Loss
 
 _OURS = "rl_reasoner", "training/config.py", "GRPOConfig"
 _BASES = (
@@ -26,6 +27,53 @@ _CONFIGS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 }
 """Kind of a stage -> (package, file, class) of its config and of all that this one extends."""
 _EACH_STEP = ("logging_steps", "logging_strategy", "logging_first_step")
+# Arguments that fields of a recipe set, of every kind of stage and of some.
+_FIELDS = {
+    "max_steps": "steps",
+    "num_train_epochs": "steps",
+    "save_steps": "save_every",
+    "learning_rate": "optim.lr",
+    "lr_scheduler_type": "optim.schedule",
+    "lr_scheduler_kwargs": "optim.final_lr_share",
+    "warmup_steps": "optim.warmup",
+    "warmup_ratio": "optim.warmup",
+    "adam_beta1": "optim.betas",
+    "adam_beta2": "optim.betas",
+    "weight_decay": "optim.weight_decay",
+    "max_grad_norm": "optim.max_grad_norm",
+    "output_dir": "run.folder",
+    "seed": "run.seed",
+    "bf16": "run.precision",
+    "fp16": "run.precision",
+}
+_SAMPLING = {
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "top_k": "sampling.top_k",
+    "max_completion_length": "sampling.max_tokens",
+}
+_OF_KIND: Mapping[str, Mapping[str, str]] = {
+    "sft": {
+        "per_device_train_batch_size": "micro_batch",
+        "gradient_accumulation_steps": "batch",
+        "router_aux_loss_coef": "router_aux",
+    },
+    "grpo": {
+        **_SAMPLING,
+        "per_device_train_batch_size": "group.micro_batch",
+        "gradient_accumulation_steps": "group.prompts",
+        "num_generations": "group.size",
+        "reward_weights": "rewards",
+        "router_aux_loss_coef": "router_aux",
+        **{TRL_NAMES.get(name, name): f"loss.{name}" for name in Loss.model_fields},
+    },
+    "distill": {
+        **_SAMPLING,
+        "per_device_train_batch_size": "batch",
+        "gradient_accumulation_steps": "batch",
+        "beta": "beta",
+    },
+}
 
 
 @cache
@@ -45,10 +93,10 @@ def check_trainer_argument(stage: str, kind: str, name: str) -> None:
 
     One that a field of the stage sets goes by that field.
     """
-    if name == "algorithm":
-        raise UserError(f"stage {stage}: name the algorithm as loss.algorithm")
     if name in _EACH_STEP:
         raise UserError(f"stage {stage}: trainer.{name} is not to be set: every step is recorded")
+    if field := {**_FIELDS, **_OF_KIND[kind]}.get(name):
+        raise UserError(f"stage {stage}: trainer.{name} is what the recipe's {field} sets")
     known = known_arguments(kind)
     if known and name not in known:
         owner = f"stage {stage}: {_CONFIGS[kind][0][2]}"

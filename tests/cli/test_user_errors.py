@@ -171,6 +171,16 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         ("train", "quickstart", "--resume", "run"),
         ("'tiny'", "'quickstart'"),
     ),
+    "resume elsewhere": (
+        no,
+        ("train", "--resume", "run", "--run.folder", "fork", "--sft.steps", "9"),
+        ("--run.folder fork: a run goes on in its own folder, run",),
+    ),
+    "eval: column without a name": (
+        file("cells.csv", "0,1\n1+1=,2\n"),
+        (*EVAL, "cells.csv", "--columns", "problem=0,answer=2"),
+        ("no column '2'", "0, 1"),
+    ),
     "eval: policy": (no, ("eval", "scratch:tiny", "--sets", "modular_test"), ("scratch:tiny",)),
     "eval: set": (no, (*EVAL, "modular_tset"), ("'modular_tset'", "'modular_test'")),
     "eval: reward": (no, (*EVAL, "modular_test", "--reward", "boxd"), ("'boxd'", "'boxed'")),

@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
+from rl_reasoner.answers import verify
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.sets import set_data
 from rl_reasoner.errors import UserError
@@ -148,6 +149,26 @@ def test_values_of_parquet_are_those_of_json(tmp_path: Path) -> None:
         "info": {"at": ["2024-01-02T03:00:00"], "raw": "//4=", "text": "plain"},
     }
     assert json.loads(json.dumps(loaded)) == loaded
+
+
+def test_narrow_numbers_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """As Python's own, 0.1 in 32 bits is 0.10000000149: a gold that no answer equals."""
+    table = arrow.table(
+        {
+            "problem": ["a", "b", "c"],
+            "answer": arrow.array([0.1, 12.35, 1 / 3], arrow.float32()),
+            "half": arrow.array([0.1, None, 2.0], arrow.float16()),
+            "whole": arrow.array([0.1, 12.35, 1 / 3], arrow.float64()),
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    for place in ("a.parquet", "saved"):
+        rows = load_rows(FileData(path=str(tmp_path / place)))
+        assert [row["answer"] for row in rows] == ["0.1", "12.35", "0.33333334"]
+        assert [row["half"] for row in rows] == [0.1, None, 2.0]
+        assert [row["whole"] for row in rows] == [0.1, 12.35, 1 / 3]
+        assert verify("\\boxed{12.35}", rows[1]["answer"]).value == 1.0
 
 
 def test_parquet_needs_no_cache_and_may_be_empty(

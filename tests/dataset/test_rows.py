@@ -463,6 +463,9 @@ def test_the_completion_that_is_learned() -> None:
     assert target_completion({**row, "chain": ""}) == "<think></think><answer>2</answer>"
     with pytest.raises(UserError, match=r"row 'p' has no completion, chain or solution"):
         target_completion(row)
+    for blank in ({}, {"answer": None}, {"answer": " "}):  # rows that tests judge
+        with pytest.raises(UserError, match=r"has a solution and no answer .*completion: NAME"):
+            target_completion({"problem": "p", "solution": "def f(): ...", **blank})
 
 
 def test_drawing_rows_leaves_the_global_random_state_alone() -> None:

@@ -113,6 +113,15 @@ def test_the_mode_sampled_samples_also_with_one_sample(policy: Policy, near: str
     assert result.rows["modular_test"] != result.rows["modular_test@sampled"]
 
 
+def test_a_file_may_be_given_as_a_path_and_alone(policy: Policy, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"problem": "1+1=", "answer": "2"}\n')
+    policy.save(str(tmp_path / "saved"))
+    for sets in (str(file), file, [file]):
+        found = evaluate(tmp_path / "saved", sets, max_tokens=2)
+        assert [*found.sets] == [str(file)]
+
+
 def test_the_same_whatever_else_was_evaluated_before(policy: Policy, near: str) -> None:
     alone = evaluate(policy, ["modular_ood"], 2, max_tokens=6, limit=4, reward=near)
     both = evaluate(policy, ["modular_test", "modular_ood"], 2, max_tokens=6, limit=4, reward=near)

@@ -452,6 +452,16 @@ def test_who_judges_the_best_paid_completions_is_told(tmp_path: Path) -> None:
     assert str(notices(off, tmp_path)["hacking meter"]).endswith(": off")
 
 
+def test_rows_without_an_answer_are_counted_where_only_it_is_judged(tmp_path: Path) -> None:
+    """A completion stands in for an answer where it is learned from; no reward judges by it."""
+    rows = [{"problem": f"{n}?", "completion": "c", "answer": "3" * (n % 2)} for n in range(4)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    stage = grpo(data={"path": str(path)})
+    found = notices(recipe(tmp_path, stage, rewards={"math_answer": 1}), tmp_path)["answers"]
+    assert "math_answer cannot read 2 of 4 answers, the first in row 1: ''" in found.message
+
+
 def test_answers_that_the_verifier_cannot_read_are_counted(tmp_path: Path) -> None:
     golds = ["2", "\\frac{1}{", "$$", "3"]
     data = [{"problem": f"{n}?", "answer": gold} for n, gold in enumerate(golds)]

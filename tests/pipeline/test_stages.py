@@ -319,7 +319,11 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
     refused(
         recipe(tmp_path, sft(), extra), r"'max_grad_nrm'.*Did you mean 'max_grad_norm'", tmp_path
     )
-    impossible = grpo(trainer={"num_generations": 3})
+    for theirs, ours in {"max_steps": "steps", "num_generations": "group.size"}.items():
+        twice = recipe(tmp_path, sft(), grpo(trainer={theirs: 3}))
+        refused(twice, f"trainer.{theirs} is what the recipe's {ours} sets", tmp_path)
+    refused(recipe(tmp_path, sft(trainer={"num_train_epochs": 2})), "recipe's steps", tmp_path)
+    impossible = grpo(trainer={"generation_batch_size": 3})
     refused(recipe(tmp_path, sft(), impossible), "stage grpo: ", tmp_path)
     rarely = grpo(trainer={"logging_steps": 3})
     refused(recipe(tmp_path, sft(), rarely), "logging_steps is not to be set", tmp_path)
