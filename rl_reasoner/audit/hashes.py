@@ -32,7 +32,7 @@ from rl_reasoner.pipeline.lineage import (
     hash_of_set,
     with_new_fields,
 )
-from rl_reasoner.pipeline.lock import reward_files, reward_hashes
+from rl_reasoner.pipeline.lock import hashes_of_options, reward_files, reward_hashes
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.provenance import code_hash
 from rl_reasoner.recipe.old_names import current_stage
@@ -57,6 +57,7 @@ _BY_NAME = {
 _OUTSIDE = {
     "files": ("data", ""),
     "code": ("rewards", "the reward "),
+    "named": ("rewards", ""),
     "tools.code": ("code", "the tool "),
     "environment.code": ("code", "the environment "),
     "from": ("weights", "the policy "),
@@ -138,6 +139,7 @@ def check_code(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
         said = f"the run was made with other code than this: {maker_of(run)}"
         yield unchecked("code", f"{said}; what has changed since can be checked with that")
     yield from _rewards(mapping(lock.get("rewards")), recipe, known=kept in (None, code_hash()))
+    yield from _named_files(mapping(lock.get("named")), hashes_of_options(recipe))
     wrong, right, moved = [], 0, moved_sets(run)
     for name, value in mapping(lock.get("data")).items():
         if name in moved:
@@ -171,6 +173,17 @@ def _rewards(kept: Mapping[str, Any], recipe: Recipe, *, known: bool) -> Iterato
             yield differs("rewards", f"{name} is other code than the run scored with")
         else:
             yield unchecked("rewards", f"{name} is that of another rl-reasoner than the run's")
+
+
+def _named_files(kept: Mapping[str, Any], here: Mapping[str, str]) -> Iterator[AuditFinding]:
+    """What options of rewards and of the environment name, such as a judge's rubric."""
+    for name, value in kept.items():
+        if name not in here:
+            yield unchecked("rewards", f"{name} is not here")
+        elif value == here[name]:
+            yield held("rewards", f"{name} is as the run read it")
+        else:
+            yield differs("rewards", f"{name} is other than the run read it")
 
 
 def check_stages(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:

@@ -23,12 +23,13 @@ from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
-from rl_reasoner.scoring.beside import helpers_of
+from rl_reasoner.scoring.beside import hash_of_code
 from rl_reasoner.scoring.fault_places import of_library
 from rl_reasoner.scoring.registry import source_file
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
+_CODE_OPTIONS = ("function", "factory")  # of `judge` and its copies, and of the environment `trl`
 _SHOWN = 3  # differences that are named
 _MISSING = object()
 
@@ -65,6 +66,8 @@ def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str,
             facts["overlap"] = recipe.run.overlap
     if isinstance(stage, RowStage) and stage.reward:
         facts["code"] = _code(stage.reward)
+    if named := _named_in_options(recipe, stage):
+        facts["named"] = named
     if not isinstance(stage, RowStage):
         facts["precision"] = recipe.run.precision
         if recipe.run.precision == "fp8":
@@ -79,16 +82,16 @@ def with_new_fields(
     """The facts `before`, with the stage's fields that they do not have but `now` has by default.
 
     An older version wrote them, in which those fields did not exist: no reason to run again. The
-    same where it did not write down `fp8` or the code of `MODULE:FUNCTION`, or hashed the whole
-    folder of a run for its policy.
+    same where it did not write down `fp8`, the code of `MODULE:FUNCTION` or the files that options
+    name, or hashed the whole folder of a run for its policy.
     """
     before = _with_modules(before, now, str(getattr(stage, "reward", "")))
     used = recipe.environment.use if recipe.environment else ""
     for part in ("tools", "environment"):
         if isinstance(before.get(part), Mapping) and isinstance(now.get(part), Mapping):
             before = {**before, part: _with_modules(before[part], now[part], used)}
-    if "fp8" in now:
-        before = {"fp8": now["fp8"], **before}
+    # options that came or went are a difference of their own
+    before = {**{name: now[name] for name in ("fp8", "named") if name in now}, **before}
     source = getattr(stage, "policy", None) or recipe.policy.source
     for name, policy in (("from", source), ("teacher", getattr(stage, "teacher", ""))):
         run, hashed = Path(policy).expanduser(), before.get(name)
@@ -181,6 +184,35 @@ def facts_of_environment(environment: EnvironmentSettings) -> dict[str, Any]:
     return {**environment.model_dump(mode="json"), **({"code": code} if code else {})}
 
 
+def files_of_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of what options name: a judge's function, rubric and policy, a class of trl's.
+
+    What has no file here is named by the option alone.
+    """
+    found: dict[str, str | None] = {}
+    for option, value in options.items():
+        if not isinstance(value, str) or not value:
+            continue
+        file = Path(value).expanduser()
+        if option in _CODE_OPTIONS:
+            found[value] = _code(value)
+        elif option == "rubric" and file.is_file():
+            found[value] = hash_of(file)
+        elif option == "policy" and file.exists():
+            found[value] = hash_of_source(value, 0)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:
+    """The hashes of what the options of a stage's rewards and of its environment name."""
+    used = [recipe.environment.options] if recipe.environment else []
+    if stage.kind == "grpo":
+        used += [spec.options for spec in recipe.rewards.values()]
+    if isinstance(stage, RowStage):
+        used.append(stage.reward_options)
+    return {name: value for options in used for name, value in files_of_options(options).items()}
+
+
 def facts_of_turns(recipe: Recipe) -> list[dict[str, Any]]:
     """The facts of a recipe's tools, or of its environment; nothing without."""
     facts = [facts_of_tools(recipe.tools)] if recipe.tools else []
@@ -195,10 +227,13 @@ def key_of_evaluation(recipe: Recipe, evals: Evals, made: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def files_of_evaluation(evals: Evals) -> dict[str, str]:
-    """The hash of each set, and of the code of a reward of the user's."""
+def files_of_evaluation(recipe: Recipe, evals: Evals) -> dict[str, str]:
+    """The hash of each set, of the code of a reward of the user's, and of what options name."""
     code = {evals.reward: found} if evals.reward and (found := _code(evals.reward)) else {}
-    return {**{name: hash_of_set(name) for name in evals.sets}, **code}
+    named = files_of_options(evals.reward_options)
+    if recipe.environment:
+        named |= files_of_options(recipe.environment.options)
+    return {**{name: hash_of_set(name) for name in evals.sets}, **code, **named}
 
 
 def _code(reference: str) -> str | None:
@@ -208,18 +243,6 @@ def _code(reference: str) -> str | None:
     """
     file = source_file(reference) if ":" in reference else None
     return None if file is None or of_library(str(file)) else hash_of_code(file)
-
-
-def hash_of_code(file: Path) -> str:
-    """SHA-256 of a file of Python; with helpers beside it, of all of them by their names."""
-    helpers = helpers_of(file)
-    if not helpers:
-        return hash_of(file)
-    digest = hashlib.sha256(hash_of(file).encode())
-    for helper in helpers:
-        name = helper.relative_to(file.resolve().parent).as_posix()
-        digest.update(f"\n{name}\0{hash_of(helper)}".encode())
-    return digest.hexdigest()
 
 
 def reused_path(stage: Stage) -> Path:
@@ -304,7 +327,7 @@ def _in_words(name: str, before: Any, now: Any) -> str:
         "environment.code": "the environment's code",
         "code": "its reward's code" if isinstance(before or now, str) else "code",
     }
-    if name in whole or fact in ("files", "teacher", "reuse", "code"):
+    if name in whole or fact in ("files", "teacher", "reuse", "code", "named"):
         what = whole.get(name, inner or name)
         return f"{what} {'added' if before is None else 'left out' if now is None else 'changed'}"
     return f"{name} {before} -> {now}"

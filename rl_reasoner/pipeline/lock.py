@@ -21,7 +21,7 @@ from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.machine import choices, processor
-from rl_reasoner.pipeline.lineage import hash_of_code, hash_of_set
+from rl_reasoner.pipeline.lineage import files_of_options, hash_of_set
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.policy.fp8.layers import fp8_facts
@@ -30,6 +30,7 @@ from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import FileData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import RowStage
+from rl_reasoner.scoring.beside import hash_of_code
 from rl_reasoner.scoring.registry import shipped_rewards, source_file
 from rl_reasoner.types import Row
 
@@ -69,6 +70,7 @@ def lock(
         "seed": recipe.run.seed,
         "data": _data_hashes(recipe),
         "rewards": reward_hashes(recipe),
+        "named": hashes_of_options(recipe),
         "command": before.get("command") or command or shlex.join(["rl-reasoner", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "processor": processor(),
@@ -116,10 +118,12 @@ def lengths_once(
 def _other_files(lock: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether data or rewards of the user's are others than those that the `lock` names."""
     own = {name: of for name, of in reward_hashes(recipe).items() if name not in shipped_rewards()}
-    both = ((lock.get("data"), _data_hashes(recipe)), (lock.get("rewards"), own))
-    return any(
-        kept and kept.get(name) != value for kept, now in both for name, value in now.items()
+    pairs = [(lock.get("data"), _data_hashes(recipe)), (lock.get("rewards"), own)]
+    other = any(
+        kept and kept.get(name) != value for kept, now in pairs for name, value in now.items()
     )
+    named = lock.get("named")  # older locks have none
+    return other or (named is not None and named != hashes_of_options(recipe))
 
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:
@@ -133,6 +137,15 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
 def reward_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of the code of every reward that the recipe names, where there is a file to read."""
     return {name: hash_of_code(file) for name, file in reward_files(recipe).items()}
+
+
+def hashes_of_options(recipe: Recipe) -> dict[str, str]:
+    """The hashes of what the options of rewards and environment name, such as a judge's rubric."""
+    used = [spec.options for spec in recipe.rewards.values()]
+    used += [stage.reward_options for stage in recipe.stages if isinstance(stage, RowStage)]
+    used += [recipe.evals.reward_options]
+    used += [recipe.environment.options] if recipe.environment else []
+    return {name: value for options in used for name, value in files_of_options(options).items()}
 
 
 def reward_files(recipe: Recipe) -> dict[str, Path]:

@@ -267,9 +267,8 @@ class Session:
             return
         evals = self._fitted_evals(ref)
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
-        key, files = key_of_evaluation(recipe, evals, made), files_of_evaluation(evals)
-        there = (file, *file.parent.glob("*.json"))
-        same = [path for path in there if _is_of(path, key, files)]
+        key, files = key_of_evaluation(recipe, evals, made), files_of_evaluation(recipe, evals)
+        same = [path for path in (file, *file.parent.glob("*.json")) if _is_of(path, key, files)]
         if same:
             result = EvalResult.load(same[0])
         else:
@@ -494,7 +493,8 @@ def _facts_in(folder: Path) -> dict[str, Any] | None:
 def _is_of(file: Path, key: str, files: Mapping[str, str]) -> bool:
     """Whether a file holds the evaluation with this key, of files that were the same.
 
-    Older ones do not say of which files they are.
+    Older ones do not say of which files they are, or not of those that options name.
     """
     manifest = mapping(json_object(file).get("manifest")) if file.is_file() else {}
-    return manifest.get("key") == key and manifest.get("files", files) == files
+    kept = {**files, **mapping(manifest.get("files"))}
+    return manifest.get("key") == key and kept == files

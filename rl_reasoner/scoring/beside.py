@@ -4,10 +4,12 @@ Such a helper goes before one of the working folder or of another file's folder,
 what is installed: a `random.py` or `datasets.py` there is not what numpy or trl is given. It is
 found only while the file is imported, since other files have helpers of the same names. A worker
 has one file: there it is found at any time (`stay_beside`), for imports inside functions.
-`helpers_of` names such helpers without running any: they are part of what a file is.
+`helpers_of` names such helpers without running any: they are part of what a file is, and so of what
+is kept under its name (`hash_of_code`, `text_of_code`).
 """
 
 import ast
+import hashlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from rl_reasoner.files import sha256_of
 from rl_reasoner.scoring.fault_places import of_library
 
 
@@ -69,6 +72,13 @@ def stay_beside(folder: Path) -> None:
         sys.meta_path.insert(0, _Beside(str(folder)))
 
 
+def stay_beside_code(reference: object) -> None:
+    """The same of the folder of `reference`, where that is FILE.py:NAME."""
+    file = Path(str(reference).rpartition(":")[0]).expanduser()
+    if file.suffix == ".py":
+        stay_beside(file.resolve().parent)
+
+
 def helpers_of(file: Path) -> list[Path]:
     """The files in the folder of `file` that it imports, and that those import, sorted.
 
@@ -83,6 +93,29 @@ def helpers_of(file: Path) -> list[Path]:
         found |= new
         left += new
     return sorted(found - {file})
+
+
+def hash_of_code(file: Path) -> str:
+    """SHA-256 of a file of Python; with helpers beside it, of all of them by their names."""
+    helpers = _by_name(file)
+    if not helpers:
+        return sha256_of(file)
+    digest = hashlib.sha256(sha256_of(file).encode())
+    for name, helper in helpers.items():
+        digest.update(f"\n{name}\0{sha256_of(helper)}".encode())
+    return digest.hexdigest()
+
+
+def text_of_code(file: Path) -> str:
+    """The text of a file of Python; with helpers beside it, their names and hashes behind it."""
+    text = file.read_bytes().decode("utf-8", "replace")
+    return text + "".join(f"\n{name} {sha256_of(one)}" for name, one in _by_name(file).items())
+
+
+def _by_name(file: Path) -> dict[str, Path]:
+    """The helpers of `file` by their names in its folder."""
+    root = file.resolve().parent
+    return {one.relative_to(root).as_posix(): one for one in helpers_of(file)}
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from rl_reasoner import Recipe
-from rl_reasoner.pipeline.lineage import differences, facts_of, hash_of, with_new_fields
+from rl_reasoner.pipeline.lineage import (
+    differences,
+    facts_of,
+    files_of_evaluation,
+    hash_of,
+    with_new_fields,
+)
+from rl_reasoner.recipe.recipe import Evals
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:
@@ -99,3 +106,55 @@ def test_tools_without_code_of_the_users_stay_as_they_are() -> None:
     now = facts(recipe)
     assert "code" not in now["tools"]
     assert with_new_fields(recipe, recipe.stages[0], now, now) == now
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "file"),
+    [
+        ("function", "own.py:ask", "own.py"),
+        ("function", "own.py:ask", "aid.py"),
+        ("rubric", "rubric.yaml", "rubric.yaml"),
+        ("policy", "judging", "judging/config.json"),
+    ],
+)
+def test_what_options_of_a_judge_name_is_part_of_what_it_judges(
+    option: str, value: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judging").mkdir()
+    (tmp_path / "own.py").write_text("import aid\n")
+    for name in ("aid.py", "rubric.yaml", "judging/config.json"):
+        (tmp_path / name).write_text("{}")
+    options = {option: value}
+    sampled = {"kind": "filter", "reward": "judge", "reward_options": options}
+    paid = {"judge": {"options": options}}
+    for recipe in (
+        one_stage(rewards=paid, stages=[{"kind": "grpo"}]),
+        one_stage(stages=[sampled, {"kind": "sft"}]),
+    ):
+        before, evals = facts(recipe), Evals(reward="judge", reward_options=options)
+        read = files_of_evaluation(recipe, evals)
+        older = {name: fact for name, fact in before.items() if name != "named"}
+        assert with_new_fields(recipe, recipe.stages[0], older, before) == before
+        (tmp_path / file).write_text(f"{before}")
+        assert differences(before, facts(recipe)) == f"{value} changed"
+        assert files_of_evaluation(recipe, evals) != read
+
+
+def test_the_class_behind_the_environment_of_trl_is_part_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "counter.py"
+    file.write_text("A = 1\n")
+    recipe = one_stage(
+        environment={"use": "trl", "options": {"factory": "counter.py:Counter"}},
+        rewards={"environment": 1.0},
+        stages=[{"kind": "grpo"}],
+    )
+    before, read = facts(recipe), files_of_evaluation(recipe, recipe.evals)
+    file.write_text("A = 22\n")
+    assert differences(before, facts(recipe)) == "counter.py:Counter changed"
+    assert files_of_evaluation(recipe, recipe.evals) != read
+    file.unlink()
+    assert "named" not in facts(recipe)

@@ -105,3 +105,75 @@ def test_a_function_of_a_module_is_part_of_its_stage(
     )
     assert gone_on() != before
     assert (run / "old" / "1" / "stages" / "1-grpo").is_dir()
+
+
+ASK = """
+import json
+
+from worth import WORTH
+
+def ask(messages, seed):
+    return json.dumps({"points": {"polite": WORTH + seed % 2}})
+"""
+RUBRIC = "items:\n- {name: polite, text: It is polite.}\npoints: "
+
+
+def judged(folder: Path) -> Recipe:
+    """A run that is paid and evaluated by a judge, whose function and rubric are files."""
+    (folder / "worth.py").write_text("WORTH = 1\n")
+    (folder / "ask.py").write_text(ASK)
+    (folder / "rubric.yaml").write_text(f"{RUBRIC}4\n")
+    options = {
+        "function": f"{folder}/ask.py:ask",
+        "rubric": f"{folder}/rubric.yaml",
+        "cache": str(folder / "replies"),
+    }
+    return with_rows(
+        folder,
+        rewards={"judge": {"weight": 1.0, "options": options}},
+        evals={"reward": "judge", "reward_options": options},
+    )
+
+
+def test_another_rubric_or_function_of_a_judge_is_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = judged(tmp_path)
+    run = train(wanted, quiet=True).folder
+    results = (Path("stages/1-grpo/done.json"), Path("evals/before.json"))
+    made = [(run / name).read_bytes() for name in results]
+    train(wanted, resume=run, quiet=True)
+    assert [(run / name).read_bytes() for name in results] == made and stands(run)
+    for file, text in (("rubric.yaml", f"{RUBRIC}8\n"), ("worth.py", "WORTH = 2\n")):
+        (tmp_path / file).write_text(text)
+        assert not stands(run)
+        capsys.readouterr()
+        train(wanted, resume=run)
+        said = "".join(capsys.readouterr().err.split())
+        changed = {"rubric.yaml": "rubric.yaml", "worth.py": "ask.py:ask"}[file]
+        assert f"runagain({tmp_path}/{changed}changed)" in said
+        now = [(run / name).read_bytes() for name in results]
+        assert all(one != other for one, other in zip(made, now, strict=True))
+        assert stands(run)
+        made = now
+
+
+def test_a_run_that_did_not_keep_what_options_name_goes_on(tmp_path: Path) -> None:
+    wanted = judged(tmp_path)
+    run = train(wanted, quiet=True).folder
+    named = {f"{tmp_path}/ask.py:ask", f"{tmp_path}/rubric.yaml"}
+    stage, evaluated = run / "stages/1-grpo", run / "evals/before.json"
+    begun, whole, result = facts(stage), facts(run), json.loads(evaluated.read_text())
+    assert begun["made_from"].pop("named").keys() == whole.pop("named").keys() == named
+    for name in named:
+        del result["manifest"]["files"][name]
+    for file, content in (
+        (stage / "lock.json", begun),
+        (run / "lock.json", whole),
+        (evaluated, result),
+    ):
+        file.write_text(json.dumps(content))
+    before = (stage / "done.json").read_bytes(), evaluated.read_bytes()
+    train(wanted, resume=run, quiet=True)
+    assert ((stage / "done.json").read_bytes(), evaluated.read_bytes()) == before
+    assert not (run / "old").exists()
