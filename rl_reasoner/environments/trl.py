@@ -30,6 +30,9 @@ _NOT_TOOLS = ("reset", "get_reward")
 class TrlEnvironment:
     """An instance of a class that was written for trl's `environment_factory`."""
 
+    code_options = ("factory",)
+    """Options that name a user's code: what it answers depends on that, too."""
+
     def __init__(self, factory: str, call_format: str = "hermes", tell: bool = True) -> None:
         """The class as FILE.py:NAME or module:NAME, and the form of calls (docs/tools.md).
 

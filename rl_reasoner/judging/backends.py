@@ -20,6 +20,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.judging.prompts import Chat
 from rl_reasoner.judging.wire import CountedClient, Counts
 from rl_reasoner.rollout.server import ServedPolicy
+from rl_reasoner.scoring.beside import hash_of_code, text_of_code
 from rl_reasoner.scoring.registry import function_of, import_module_of
 from rl_reasoner.types import Rollout
 
@@ -199,7 +200,7 @@ def check_backend(server: object, function: Callable[..., Any] | str | None) -> 
 
 
 def _function(given: Callable[..., Any] | str) -> tuple[Callable[..., Any], str]:
-    """The function, and a name by which its replies are kept: of a file with its content."""
+    """The function, and a name by which its replies are kept: of a file with its code."""
     if not isinstance(given, str):
         named = getattr(given, "__qualname__", type(given).__qualname__)
         return given, f"{given.__module__}.{named} {_digest_of(given)}"
@@ -210,20 +211,21 @@ def _function(given: Callable[..., Any] | str) -> tuple[Callable[..., Any], str]
     file = Path(name).expanduser()
     if not file.is_file():
         file = Path(getattr(sys.modules.get(name), "__file__", None) or name)
-    content = file.read_bytes() if file.is_file() else b""
-    return function, f"{given} {hashlib.sha256(content).hexdigest()}"
+    code = hash_of_code(file) if file.is_file() else hashlib.sha256(b"").hexdigest()
+    return function, f"{given} {code}"
 
 
 def _digest_of(function: Callable[..., Any]) -> str:
     """What stands for what a function does, the same in every run of the same script.
 
-    That is its file, its code, and what it closes over or holds, as far as that is plain.
+    That is its file with helpers, its code, and what it closes over or holds, as far as that is
+    plain.
     """
-    source = b""
+    source = ""
     with suppress(TypeError, OSError):  # of no file
         file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
-        source = Path(file or "").read_bytes() if file and Path(file).is_file() else b""
-    return hashlib.sha256(source + _told(function, 0).encode("utf-8", "replace")).hexdigest()
+        source = text_of_code(Path(file)) if file and Path(file).is_file() else ""
+    return hashlib.sha256((source + _told(function, 0)).encode("utf-8", "replace")).hexdigest()
 
 
 def _told(value: Any, depth: int) -> str:

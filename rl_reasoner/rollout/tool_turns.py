@@ -23,6 +23,7 @@ from typing import Any
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.turns import Answer
+from rl_reasoner.scoring.beside import text_of_code
 from rl_reasoner.scoring.transport import unpack_reward
 from rl_reasoner.tools import BUILT_IN, load_tool, load_tools
 from rl_reasoner.tools.apart import pack_tool
@@ -453,9 +454,9 @@ def given_tokens(ids: Sequence[int], form: CallFormat, tokenizer: Any) -> list[r
 
 
 def _source(fn: Callable[..., Any]) -> str:
-    """The text of the file that a function is in; its module may have gone for one of its name."""
+    """The code of the file that a function is in; its module may have gone for one of its name."""
     file = Path(inspect.getsourcefile(inspect.unwrap(fn)) or "")
-    return file.read_text(encoding="utf-8") if file.is_file() else inspect.getsource(fn)
+    return text_of_code(file) if file.is_file() else inspect.getsource(fn)
 
 
 def _format(

@@ -21,7 +21,7 @@ from rl_reasoner.judging.trial import is_judge, try_judge
 from rl_reasoner.judging.verdicts import Points, Void, discord, read_points
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.limits import Limits
-from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.registry import import_module_of, load_reward
 from rl_reasoner.testing.kit import check_reward, examine
 from rl_reasoner.types import Fault, Rollout, Score
 
@@ -291,6 +291,24 @@ def test_other_functions_and_edited_ones_are_asked_anew(tmp_path: Path) -> None:
         return outcome.value
 
     assert [value(says(4)), value(says(0)), value(says(4))] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_judge_is_asked_anew_when_its_helper_is_edited(by_name: bool, tmp_path: Path) -> None:
+    asked = "import json, worth\n\ndef ask(m, s): return json.dumps({'points': worth.POINTS})\n"
+    (tmp_path / "asked.py").write_text(asked)
+    reference, values = f"{tmp_path}/asked.py:ask", []
+    for points in (4, 0):
+        told = {"correct": points, "sound": points}
+        (tmp_path / "worth.py").write_text(f"POINTS = {told}\n")
+        sys.modules.pop("worth", None)
+        module = import_module_of(f"{tmp_path}/asked.py", reference)
+        function = reference if by_name else module.ask
+        judge = ModelJudge.of(function=function, cache=str(tmp_path / "cache"))
+        [outcome] = judge.points([("Is 7 prime?", "Yes.", None)])
+        values.append(outcome.value if isinstance(outcome, Score) else outcome)
+    sys.modules.pop("worth", None)
+    assert values == [1.0, 0.0]
 
 
 def test_a_judge_is_the_same_in_every_run_of_a_script(tmp_path: Path) -> None:

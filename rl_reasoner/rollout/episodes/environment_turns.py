@@ -36,6 +36,8 @@ from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.episodes.turn_form import TurnForm
 from rl_reasoner.rollout.turns import Answer
+from rl_reasoner.scoring.beside import text_of_code
+from rl_reasoner.scoring.registry import source_file
 from rl_reasoner.types import Row
 
 _ENDS = ("done", "turns", "seconds", "length", "failed")
@@ -222,10 +224,13 @@ class EnvironmentUse:
 
     def identity(self) -> dict[str, Any]:
         """All that completions depend on but their rows."""
-        limits = self.runner.limits
+        limits, options = self.runner.limits, self.runner.options
+        named = [options.get(name) for name in getattr(self.runner.factory, "code_options", ())]
+        code = [text_of_code(file) for one in named if (file := source_file(str(one)))]
         return {
             "environment": _source(self.runner.factory),
-            "options": self.runner.options,
+            **({"code": code} if code else {}),
+            "options": options,
             "form": self.form.identity(),
             "turns": self.turns,
             "limits": [self.seconds, limits.timeout_s, limits.memory_mb, limits.output_chars],
@@ -346,9 +351,9 @@ def _own(row: Row) -> Row:
 
 
 def _source(factory: Factory) -> str:
-    """The text of the file that an environment is in."""
+    """The code of the file that an environment is in."""
     try:
         file = Path(inspect.getsourcefile(inspect.unwrap(factory)) or "")
     except TypeError:  # made of something that has no file
         return repr(factory)
-    return file.read_text(encoding="utf-8") if file.is_file() else repr(factory)
+    return text_of_code(file) if file.is_file() else repr(factory)
