@@ -32,8 +32,8 @@ def _faults() -> tuple[type[BaseException], ...]:
 
 
 def one_by_one(fn: Callable[..., Any]) -> bool:
-    """Whether `fn` judges row by row, so that each row has a deadline and a fault of its own."""
-    return isinstance(fn, Reward) and fn.many is None and not fn.is_async and not fn.group
+    """Whether `fn` judges row by row, or group by group: each has its own deadline and fault."""
+    return isinstance(fn, Reward) and fn.many is None and not fn.is_async
 
 
 def call_reward(

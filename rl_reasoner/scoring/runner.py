@@ -6,7 +6,8 @@ runs on a thread of it: its exceptions and hangs are caught all the same, a cras
 not; this is logged once, by name. So does one that holds state: the first batch that changes it in
 the worker is scored once more here. The rewards that come with the package run at once: they are
 bounded, or have killable processes of their own. Every row that faults is tried once more; where a
-batch form failed, each of its rows alone (not where it gave a wrong value); a group is tried whole.
+batch form failed, each of its rows alone (not where it gave a wrong value). What one call is of, a
+row or a group (a unit), has a deadline of its own, is tried whole and faults whole.
 """
 
 import asyncio
@@ -77,21 +78,16 @@ class Runner:
         with self._lock, warn_while_waiting(self.name, self.limits.batch_timeout_s):
             self._renew(fn)
             rows = range(len(completions))
+            units = [[index] for index in rows]
+            if isinstance(fn, Reward):
+                units = fn.groups(call.columns, len(completions))
             outcomes: dict[int, Outcome] = {}
-            self._judge([list(rows)], call, outcomes)
+            self._judge([units], call, outcomes)
             again = {i for i in rows if self._retried(outcomes[i])}
-            self._judge(self._second_try(fn, again, call), call, outcomes)
+            units = [unit for unit in units if again & {*unit}]
+            blocks = [units] if self.alone else [[unit] for unit in units]
+            self._judge(blocks, call, outcomes, each=self.limits.timeout_s)
             return [outcomes[i] for i in rows]
-
-    def _second_try(
-        self, fn: Callable[..., Any], again: set[int], call: RewardCall
-    ) -> list[list[int]]:
-        """The requests for the rows `again`: each row its own, unless they are judged together."""
-        if self.alone:
-            return [sorted(again)]
-        if isinstance(fn, Reward) and fn.group:  # its groups stay whole
-            return [u for u in fn.groups(call.columns, len(call.completions)) if again & {*u}]
-        return [[index] for index in sorted(again)]
 
     def _retried(self, outcome: Outcome) -> bool:
         """Whether a second try may help; a late call on a thread is still running."""
@@ -127,30 +123,47 @@ class Runner:
         return RewardCall(completions, rest, extras, seeds)
 
     def _judge(
-        self, blocks: list[list[int]], call: RewardCall, outcomes: dict[int, Outcome]
+        self,
+        blocks: list[list[list[int]]],
+        call: RewardCall,
+        outcomes: dict[int, Outcome],
+        each: float = float("inf"),
     ) -> None:
-        """Outcomes for all rows of `blocks`, a request each; a failure ends one row, or its block.
+        """Outcomes for all units of `blocks`, a request each; a failure ends one unit, or its
+        block.
 
-        What has no outcome when the batch's time is up is a fault.
+        `each`: the seconds for a block that is answered as one. What has no outcome when the
+        batch's time is up is a fault.
         """
         ends = time.monotonic() + self.limits.batch_timeout_s
         for block in blocks:
-            waiting = deque(block)
+            waiting = deque(index for unit in block for index in unit)
+            unit_of = {index: unit for unit in block for index in unit}
+            single = self.alone or len(waiting) == 1
             while waiting:
                 try:
-                    self._request(waiting, call, outcomes, ends)
+                    seconds = self.limits.timeout_s if single else each
+                    self._request(waiting, call, outcomes, ends, seconds)
                 except (WorkerLate, WorkerDied) as failure:
                     over = not self.alone or time.monotonic() >= ends
                     # none waits where the process ended after its last reply
-                    for index in list(waiting) if over else list(waiting)[:1]:
+                    unit = unit_of[waiting[0]] if waiting else ()
+                    for index in [one for one in waiting if over or one in unit]:
                         outcomes[index] = self._fault(failure, time.monotonic() >= ends)
                         waiting.popleft()
 
     def _request(
-        self, waiting: deque[int], call: RewardCall, outcomes: dict[int, Outcome], ends: float
+        self,
+        waiting: deque[int],
+        call: RewardCall,
+        outcomes: dict[int, Outcome],
+        ends: float,
+        each: float,
     ) -> None:
-        """Send the waiting rows and take their outcomes, each off `waiting`."""
-        each = self.limits.timeout_s if self.alone or len(waiting) == 1 else float("inf")
+        """Send the waiting rows and take their outcomes, each off `waiting`.
+
+        An outcome may take `each` seconds: that of a unit is there with its first row.
+        """
         place = self._ready()
         rows = list(waiting)
         try:

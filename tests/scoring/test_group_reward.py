@@ -20,6 +20,7 @@ from rl_reasoner.types import Fault, Outcome
 HERE = Limits(apart=False)
 FILE = '''
 import os
+import time
 from rl_reasoner import Score, reward
 
 @reward(group=True)
@@ -31,9 +32,20 @@ def places(completions, answer, most=1.0):
         return [1.0]
     if completions[0].startswith("die"):
         os._exit(3)
+    if completions[0].startswith("hang"):
+        time.sleep(600)
     order = sorted(completions, key=len)
     return [Score(most * order.index(c) / max(1, len(order) - 1), f"pid {os.getpid()}")
             for c in completions]
+
+@reward(group=True)
+def at_once(completions, answer):
+    """The same, with a batch form."""
+    return places.fn(completions, answer)
+
+@at_once.batch
+def all_of_them(groups, rows):
+    return [places.fn(texts, row["answer"]) for texts, row in zip(groups, rows)]
 '''
 
 
@@ -99,6 +111,20 @@ def test_a_group_that_kills_its_worker(places: Reward) -> None:
     columns = {"prompts": ["p", "p", "q", "q"], "answer": ["1"] * 4}
     outcomes = score_batch(places, ["a", "bb", "die", "x"], columns)
     assert values(outcomes) == [0.0, 2.0, "crash", "crash"], "the others are tried again, whole"
+
+
+@pytest.mark.parametrize(("name", "batch_s"), [("places", 60.0), ("at_once", 20.0)])
+def test_a_group_that_hangs_is_late_alone(
+    name: str, batch_s: float, places: Reward, tmp_path: Path
+) -> None:
+    """The others have their scores, in whichever order the rows of groups come."""
+    fn = load_reward(f"{tmp_path}/ranking.py:{name}", {})
+    columns = {"prompts": ["p", "q", "r", "p", "q", "r"], "answer": ["1"] * 6}
+    limits = Limits(timeout_s=3.0, batch_timeout_s=batch_s)
+    outcomes = score_batch(fn, ["hang", "a", "bb", "x", "bb", "a"], columns, limits)
+    assert values(outcomes) == ["timeout", 0.0, 1.0, "timeout", 1.0, 0.0]
+    late = outcomes[0]
+    assert isinstance(late, Fault) and "within 3 s" in late.message
 
 
 def test_groups_of_an_asynchronous_reward_are_judged_together() -> None:
