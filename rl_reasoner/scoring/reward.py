@@ -139,6 +139,11 @@ class Reward:
         return self._many
 
     @property
+    def option_check(self) -> Callable[..., None] | None:
+        """The function that looks at options first, where `checks` gave one."""
+        return self._check
+
+    @property
     def is_async(self) -> bool:
         """Whether the function is a coroutine: its rows are judged at the same time."""
         return inspect.iscoroutinefunction(self.fn)

@@ -131,7 +131,7 @@ class _Writer:
     def take(self, name: str, value: Any, space: Mapping[str, Any]) -> None:
         """Write that `name` is `value`; `space` are the globals in which it was found."""
         if name in self.taken:
-            if self.taken[name] is not value:
+            if not _same(self.taken[name], value):
                 what = f"reward {self.reward!r} has two things called {name}"
                 raise ValueError(self.advised(what))
             return
@@ -165,11 +165,26 @@ class _Writer:
             self.imports.append("from rl_reasoner import reward as _reward")
             settings = f"optional={value.optional!r}, on_abstain={value.on_abstain!r}"
             settings += ", group=True" if value.group else ""
+            settings += ", policy_text=True" if value.policy_text else ""
             self.blocks.append(f"{inner.__name__} = _reward({settings})({inner.__name__})\n")
         if name != inner.__name__:
             self.blocks.append(f"{name} = {inner.__name__}\n")
-        if isinstance(value, Reward) and isinstance(value.many, FunctionType):
-            self.take(value.many.__name__, value.many, known)
+        if isinstance(value, Reward):
+            self._attach(value, "batch", value.many, known)
+            self._attach(value, "checks", value.option_check, known)
+
+    def _attach(self, reward: Reward, how: str, inner: Any, space: Mapping[str, Any]) -> None:
+        """Write the function that `reward` was given by its decorator `how`."""
+        if not isinstance(inner, FunctionType):
+            return
+        self.take(inner.__name__, inner, space)
+        name = reward.fn.__name__
+        around = {**space, **_space(inner, space), name: reward}
+        source, _, _ = self._source(inspect.unwrap(inner), space)
+        decorators = ast.parse(source).body[0].decorator_list  # type: ignore[attr-defined]
+        of = [one.value for one in decorators if getattr(one, "attr", "") == how]
+        if not any(isinstance(one, ast.Name) and _same(around.get(one.id), reward) for one in of):
+            self.blocks.append(f"{name}.{how}({inner.__name__})\n")  # it was given by a call
 
     def _source(self, inner: Any, space: Mapping[str, Any]) -> tuple[str, str, int]:
         """Source, the file's name and the first line of a function or class."""
@@ -183,6 +198,12 @@ class _Writer:
             raise ValueError(self.advised(f"the source of {inner.__name__} cannot be found"))
         cell = not file or file.startswith("<") or "ipykernel" in file
         return source, "cell" if cell else Path(file).name, line
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are one; a reward is the same with other options."""
+    both = isinstance(one, Reward) and isinstance(other, Reward)
+    return one is other or (both and one.fn is other.fn)
 
 
 def _names(source: str) -> set[str]:

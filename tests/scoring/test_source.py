@@ -364,3 +364,67 @@ def test_a_cells_open_is_pythons() -> None:
 def test_a_module_beside_the_script_is_told_with_what_mends_it() -> None:
     with pytest.raises(UserError, match=r"'f'.*No module named 'beside'.*PYTHONPATH"):
         load_reward("f", None, "import beside\n\ndef f(completions, **columns):\n    return []\n")
+
+
+def of_digits(completion: str, most: float = 0.5) -> float:
+    return most if completion.isdigit() else 0.0
+
+
+def at_once(completions: list[str], rows: list[Any], most: float) -> list[float]:
+    return [most + 1.0 for _ in completions]
+
+
+def below_one(most: float) -> None:
+    if most > 1.0:
+        raise UserError("most is too large")
+
+
+@reward
+def decorated(completion: str, most: float = 0.5) -> float:
+    return most
+
+
+@decorated.batch
+def _all_of_them(completions: list[str], rows: list[Any], most: float) -> list[float]:
+    return [most + 1.0 for _ in completions]
+
+
+@decorated.checks
+def _no_more(most: float) -> None:
+    below_one(most)
+
+
+def called() -> Reward:
+    """A reward whose parts are given by calls."""
+    made = reward(of_digits)
+    made.batch(at_once)
+    made.checks(below_one)
+    return made
+
+
+@pytest.mark.parametrize("fn", [decorated, called()])
+def test_a_batch_form_and_a_check_of_options_are_kept(fn: Reward) -> None:
+    for given, paid in ((fn, 1.5), (fn.with_options(most=0.75), 1.75)):
+        [(name, spec)] = Recipe.model_validate(made_of(given)).rewards.items()
+        kept = load_reward(name, spec.options, spec.source)
+        assert kept(completions=["7"]) == given(completions=["7"]) == [paid]
+        with pytest.raises(UserError, match="most is too large"):
+            load_reward(name, {"most": 2.0}, spec.source)
+
+
+def test_a_reward_of_what_the_policy_wrote_stays_one() -> None:
+    fn = reward(policy_text=True)(of_digits)
+    [(name, spec)] = Recipe.model_validate(made_of(fn)).rewards.items()
+    kept = load_reward(name, spec.options, spec.source)
+    chat = [{"role": "assistant", "content": "x"}, {"role": "tool", "content": "7"}]
+    columns = {"policy_text": ["x"], "prompts": ["p"]}
+    for one in (fn, kept):
+        assert one([chat[0]]).value == 0.0 and one(chat[1]["content"]).value == 0.5
+        [paid] = score_batch(one, ["7"], columns)
+        assert isinstance(paid, Score) and paid.value == 0.0, "the policy wrote x, a tool 7"
+
+
+def made_of(fn: Reward) -> dict[str, Any]:
+    """The fields of a recipe with one reward."""
+    stage = {"kind": "grpo", "data": {"task": "modular", "count": 8}}
+    return {"policy": "scratch:dense-tiny", "rewards": [fn], "stages": [stage]}
