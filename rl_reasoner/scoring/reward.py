@@ -44,7 +44,8 @@ class Reward:
     Made by `@reward`. Parameters of the function without a default are columns of the data set,
     also those whose default is a `Column`; others are options (`with_options`). Called with one
     completion (`f("text", answer="4")`) it returns the `Score`; called in trl's form
-    (`f(completions=[...], answer=[...])`) it returns `list[float | None]`.
+    (`f(completions=[...], answer=[...])`) it returns `list[float | None]`. There an option may be
+    given as one plain value; a list is a column, as trl hands on those of the data.
 
     With `group` its first parameter is `completions`: the texts of all completions of a prompt
     (`groups`); it returns one value each, in their order, such as the places of a ranking.
@@ -176,6 +177,10 @@ class Reward:
             if self.group:
                 return [as_score(one, self.name) for one in self.each(value, len(given))]
             return as_score(value, self.name)
+        plain = {name: one for name, one in kwargs.items() if name in self.defaults and _plain(one)}
+        if plain:
+            columns = {name: one for name, one in kwargs.items() if name not in plain}
+            return self.with_options(**plain)(**columns)
         scores = self.scores(kwargs["completions"], kwargs)
         return [score.value for score in scores]
 
@@ -309,6 +314,11 @@ def reward(
         return decorated
 
     return decorate if fn is None else decorate(fn)
+
+
+def _plain(value: Any) -> bool:
+    """Whether this is one value, not a column with one for each row."""
+    return value is None or isinstance(value, str | bytes | int | float | Mapping)
 
 
 def _awaited(value: Any) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rl_reasoner import reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward
@@ -58,3 +59,18 @@ def test_language_takes_its_target_from_the_prompt_where_none_is_given() -> None
     for options, value in (({}, 1.0), ({"target": ""}, 1.0), ({"target": "de"}, 0.0)):
         language = load_reward("language", options)
         assert language(completions=[text], prompts=["What is it?"]) == [value]
+
+
+def test_called_in_trls_form_it_takes_a_plain_value_as_an_option() -> None:
+    length = load_reward("length", {"limit": 4000})
+    assert length(completions=["x" * 400], limit=400) == [-1.0]
+    assert length(completions=["x" * 400], limit=[400]) == [0.0], "a column of the data"
+
+    @reward
+    def below(completion: str, answer: str, most: float = 0.3, marks: str = "!") -> float:
+        return float(completion.count(marks) <= most)
+
+    texts = {"completions": ["a!", "b??"], "answer": ["1", "1"]}
+    assert below(**texts) == [0.0, 1.0]
+    assert below(**texts, most=1) == [1.0, 1.0]
+    assert below.with_options(most=1)(**texts, marks="?") == [1.0, 0.0]
