@@ -21,6 +21,7 @@ from rl_reasoner.environments.environment import (
     Played,
 )
 from rl_reasoner.errors import UserError
+from rl_reasoner.scoring.beside import stay_beside_code
 from rl_reasoner.tools.apart import KeptWorker, requests, run_kept
 from rl_reasoner.types import Row
 from rl_reasoner.workers import WorkerDied, WorkerLate
@@ -137,7 +138,7 @@ def _serve() -> None:
         nonlocal factory, options, most
         if "environment" in request:
             try:
-                factory = load_environment(request["environment"])
+                factory = _loaded(request)
             except BaseException as error:  # a module may raise anything, SystemExit too
                 return f"{error}"[:500]
             options, most = request["options"], request["most"]
@@ -158,6 +159,15 @@ def _serve() -> None:
         return asdict(reply), episodes[number].whole
 
     requests(answer)
+
+
+def _loaded(request: Mapping[str, Any]) -> Factory:
+    """The environment of a request; what lies beside its code is found from now on."""
+    stay_beside_code(request["environment"])
+    factory = load_environment(request["environment"])
+    for name in getattr(factory, "code_options", ()):
+        stay_beside_code(request["options"].get(name))
+    return factory
 
 
 def runs_here(given: str | Factory) -> bool:

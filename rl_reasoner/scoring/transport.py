@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import cloudpickle
 
-from rl_reasoner.scoring.beside import stay_beside
+from rl_reasoner.scoring.beside import stay_beside, stay_beside_code
 from rl_reasoner.scoring.registry import import_module_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import TEXT, reward_from_source
@@ -99,6 +99,8 @@ def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
     options = pickle.loads(_bytes(packed["options"]))  # noqa: S301 (the parent's)
     if packed["decorated"]:
         made = fn if isinstance(fn, Reward) else Reward(fn, group=packed["group"])
+        for name in made.code_options:  # it is imported later, by the reward itself
+            stay_beside_code(options.get(name))
         return made.with_options(**options)
     return cast(Callable[..., Any], fn)
 

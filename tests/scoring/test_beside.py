@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import rl_reasoner
-from rl_reasoner.pipeline.lineage import hash_of_code
+from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.scoring.batch import score_batch
-from rl_reasoner.scoring.beside import helpers_of
+from rl_reasoner.scoring.beside import hash_of_code, helpers_of
 from rl_reasoner.scoring.registry import import_module_of, load_reward
 from rl_reasoner.scoring.runner import runs_apart
 from rl_reasoner.tools import load_tool
@@ -110,6 +110,40 @@ def test_tools_and_the_functions_of_judges_too(tmp_path: Path) -> None:
     folder = write(tmp_path, t=tool, plus_one="def plus(n): return n + 1\n")
     assert load_tool(f"{folder}/t.py:more").fn(2) == 3
     assert import_module_of(f"{folder}/t.py", "t", "judge").more(2) == 3
+
+
+LATE = """
+import json
+
+class Pays:
+    def reset(self, row): ...
+    def step(self, completion):
+        from late_worth import WORTH
+        return "x", WORTH, True
+
+class OfTrl:
+    def reset(self, **row): ...
+    def get_reward(self):
+        from late_worth import WORTH
+        return WORTH
+
+def ask(messages, seed):
+    from late_worth import POINTS
+    return json.dumps({"points": POINTS})
+"""
+
+
+def test_an_import_inside_a_function_of_an_environment_or_a_judge(tmp_path: Path) -> None:
+    points = {"correct": 4, "sound": 4}
+    folder = write(tmp_path, late=LATE, late_worth=f"WORTH = 4.0\nPOINTS = {points}\n")
+    factory = {"factory": f"{folder}/late.py:OfTrl"}
+    for use, options in ((f"{folder}/late.py:Pays", {}), ("trl", factory)):
+        with EnvironmentRunner(use, options) as runner:
+            episode = runner.episode({"problem": "p"})
+            assert runner.step(episode, "done").result().reward == 4.0
+    judging = {"function": f"{folder}/late.py:ask", "cache": str(tmp_path / "replies")}
+    [judged] = score_batch(load_reward("judge", judging), ["a"], {"prompts": ["p"]})
+    assert isinstance(judged, Score) and judged.value == 1.0
 
 
 def test_what_the_program_has_imported_under_the_same_name_stays_its_own(
