@@ -8,6 +8,7 @@ exception that a question ended in, as it comes. What one question ends in conce
 import functools
 import hashlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,6 +30,13 @@ _AT_ONCE = 64  # questions that a policy answers together
 TakeReply = Callable[[int, Rollout | Exception], None]
 _WHOLE = ("votes", "max_chars", "max_tokens", "attempts", "concurrency", "max_requests")
 _NUMBERS = ("tolerance", "temperature", "timeout_s", "price_in", "price_out", "max_cost")
+_TEXTS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "server": ((str,), "a URL"),
+    "model": ((str,), "a model's name"),
+    "policy": ((str,), "a folder, a GGUF file or a hub id"),
+    "function": ((str,), "FILE.py:NAME or MODULE:NAME"),
+    "cache": ((str, Path), "a folder"),
+}
 _POSITIVE = ("max_tokens", "timeout_s", "attempts", "concurrency")
 
 
@@ -166,6 +174,12 @@ def check_options(given: Mapping[str, Any]) -> None:
     if len(named) != 1:
         has = " and ".join(named) or "none"
         raise UserError(f"judge: give one of server, policy and function (it has {has})")
+    for name, (kinds, what) in _TEXTS.items():
+        value = given[name]
+        if not (
+            value is None or isinstance(value, kinds) or (name == "function" and callable(value))
+        ):
+            raise UserError(f"judge: {name} is {value!r:.40}: expected {what}")
     if given["server"] and not given["model"]:
         raise UserError("judge: server needs model, the model's name there")
     for name in (*_WHOLE, *_NUMBERS):
@@ -175,8 +189,12 @@ def check_options(given: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, kind):
             what = "a whole number" if kind is int else "a number"
             raise UserError(f"judge: {name} is {value!r:.40}: expected {what}")
-        if name in _POSITIVE and not value > 0:
+        if name in _POSITIVE and not 0 < value < math.inf:
             raise UserError(f"judge: {name} is {value!r}: expected more than 0")
+    if not 0 <= given["temperature"] < math.inf:
+        raise UserError(f"judge: temperature is {given['temperature']!r}: expected 0 or more")
+    if not isinstance(given["structured"], bool):
+        raise UserError(f"judge: structured is {given['structured']!r:.40}: expected true or false")
 
 
 def check_bounds(votes: int, tolerance: float, most_chars: int) -> None:
@@ -189,10 +207,8 @@ def check_bounds(votes: int, tolerance: float, most_chars: int) -> None:
         raise UserError(f"judge: max_chars is {most_chars!r}: expected 100 or more")
 
 
-def check_backend(server: object, function: Callable[..., Any] | str | None) -> None:
+def check_backend(server: str | None, function: Callable[..., Any] | str | None) -> None:
     """Raise `UserError` for a server that is no URL, or a function that is not there."""
-    if server is not None and not isinstance(server, str):
-        raise UserError(f"judge: server is {server!r:.40}: expected a URL")
     if server:
         _ = ServedPolicy(server, "").base  # raises where it is no URL
     if function:

@@ -14,7 +14,8 @@ import inspect
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -28,6 +29,7 @@ from rl_reasoner.judging.backends import (
     check_bounds,
     check_options,
 )
+from rl_reasoner.judging.budget import Budget
 from rl_reasoner.judging.prompts import LABELS, Chat, ranking_chat, rubric_chat, turned
 from rl_reasoner.judging.rubric import Rubric, read_rubric
 from rl_reasoner.judging.verdicts import (
@@ -40,12 +42,11 @@ from rl_reasoner.judging.verdicts import (
 )
 from rl_reasoner.judging.wire import Counts
 from rl_reasoner.paths import cache_folder
-from rl_reasoner.rollout.cache import SampleCache
+from rl_reasoner.rollout.cache import SampleCache, Usage
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.types import Fault, Outcome, Rollout, Score
 
 _KEEP_S = 0.2  # between writes to the cache: each waits for the disk
-_AT_ONCE = 32  # questions between two looks at what they cost
 _Vote = Points | Void | Fault
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -54,20 +55,6 @@ Case = tuple[str, str, str | None]
 """A prompt, its completion, and the answer that the judge is shown, if any."""
 CaseGroup = tuple[str, Sequence[str], str | None]
 """A prompt, its completions, and the answer that the judge is shown, if any."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most requests and money of all that a judge's cache holds; prices per million tokens."""
-
-    max_requests: int | None = None
-    max_cost: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-
-    def cost(self, of_prompts: float, own: float) -> float:
-        """What so many tokens of prompts and of replies cost."""
-        return (self.price_in * of_prompts + self.price_out * own) / 1e6
 
 
 @dataclass
@@ -122,6 +109,7 @@ class ModelJudge:
         `function` ("FILE.py:NAME") answers. Raises `UserError` for options that make no sense.
         """
         check_options(dict(locals()))
+        budget = Budget(max_requests, max_cost, price_in, price_out)
         counts = Counts()
         backend: JudgeBackend
         if server and model:
@@ -141,7 +129,6 @@ class ModelJudge:
         else:
             assert function is not None
             backend = FunctionBackend(function, concurrency)
-        budget = Budget(max_requests, max_cost, price_in, price_out)
         folder = Path(cache).expanduser() if cache else None
         own = read_rubric(rubric)
         return cls(backend, own, votes, tolerance, max_chars, folder, budget, counts)
@@ -152,6 +139,7 @@ class ModelJudge:
         whole = {**{p.name: p.default for p in _options()}, **options}
         check_options(whole)
         check_bounds(whole["votes"], whole["tolerance"], whole["max_chars"])
+        Budget(*(whole[name] for name in ("max_requests", "max_cost", "price_in", "price_out")))
         read_rubric(whole["rubric"])
         check_backend(whole["server"], whole["function"])
 
@@ -356,18 +344,14 @@ class ModelJudge:
         self.counts.add("cached", sum(key in known for key in keys))
         missing = {key: i for i, key in reversed([*enumerate(keys)]) if key not in known}
         left = sorted(missing.values())
-        size = len(left) if self.budget.max_cost is None else _AT_ONCE
         while left:
-            some, left = left[:size], left[size:]
-            allowed, why = self._allowed()
-            for index in some[allowed:]:
-                known[keys[index]] = Fault(f"judge: {why}", "value")
-            some = some[:allowed]
-
-            if some:
+            with self._allowed([keys[index] for index in left]) as (allowed, why):
+                if not allowed:
+                    known |= {keys[index]: Fault(f"judge: {why}", "value") for index in left}
+                    break
+                some, left = left[:allowed], left[allowed:]
                 self.counts.add("asked", len(some))
-                own = [(keys[i], chats[i], schemas[i]) for i in some]
-                known |= self._ask(own)
+                known |= self._ask([(keys[i], chats[i], schemas[i]) for i in some])
         lost = Fault("judge: the backend did not reply")
         return [known.get(key, lost) for key in keys]
 
@@ -408,21 +392,21 @@ class ModelJudge:
         self.counts.add(f"fault: {kind}")
         return Fault(f"judge: {message}", "timeout" if kind == "timeout" else "exception")
 
-    def _allowed(self) -> tuple[int, str]:
-        """How many questions may be asked, and why no more."""
-        budget = self.budget
-        if budget.max_cost is None and budget.max_requests is None:
-            return 1 << 62, ""
-        usage = self._store.usage()
-        cost = budget.cost(usage.prompt_tokens, usage.tokens)
-        if budget.max_cost is not None and usage.untold:
-            return 0, "max_cost cannot be kept: replies come without their tokens; set max_requests"
-        if budget.max_cost is not None and cost >= budget.max_cost:
-            return 0, f"max_cost of {budget.max_cost:g} is spent ({cost:.4g})"
-        if budget.max_requests is None:
-            return 1 << 62, ""
-        left = budget.max_requests - usage.count - self._failed
-        return max(0, left), f"max_requests of {budget.max_requests:,} are spent"
+    @contextmanager
+    def _allowed(self, keys: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """How many of the questions may be asked now, and why none; they are reserved meanwhile."""
+        if self.budget.unlimited:
+            yield len(keys), ""
+            return
+        why = ""
+
+        def allow(usage: Usage, under_way: int) -> int:
+            nonlocal why
+            allowed, why = self.budget.allowed(usage, under_way, self._failed)
+            return allowed
+
+        with self._store.reserved(keys, allow) as count:
+            yield count, why
 
 
 def _options() -> list[inspect.Parameter]:

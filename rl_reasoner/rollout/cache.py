@@ -11,7 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
@@ -23,6 +25,8 @@ from rl_reasoner.types import Rollout
 
 _AT_ONCE = 500  # keys of one question to SQLite
 _WAIT_S = 60.0  # for another process that is writing
+_RESERVED = """CREATE TABLE IF NOT EXISTS reserved
+    (key TEXT, owner TEXT, host TEXT, process INTEGER, PRIMARY KEY (owner, key))"""
 
 
 @dataclass(frozen=True)
@@ -98,18 +102,59 @@ class SampleCache:
 
     def usage(self) -> Usage:
         """How much was sampled: see `Usage`."""
+        with self._store() as store:
+            return self._usage(store)
+
+    @staticmethod
+    def _usage(store: sqlite3.Connection) -> Usage:
         of_prompt, own = "json_extract(value, '$[3]')", "json_extract(value, '$[1]')"
         told = f"count({of_prompt} + {own})"  # a sum with NULL is NULL, which is not counted
         asked = f"SELECT count(*), {told}, sum({of_prompt}), sum({own}) FROM samples"
-        with self._store() as store:
-            [(count, told_of, prompt_tokens, tokens)] = store.execute(asked)
+        [(count, told_of, prompt_tokens, tokens)] = store.execute(asked)
         return Usage(int(count), int(count - told_of), int(prompt_tokens or 0), int(tokens or 0))
+
+    @contextmanager
+    def reserved(self, keys: Sequence[str], allow: Callable[[Usage, int], int]) -> Iterator[int]:
+        """How many of the first `keys` may be sampled; no other process counts on them meanwhile.
+
+        `allow` says so of what was sampled and of how many others are sampling now. What a process
+        of this machine left reserved when it was killed is free again.
+        """
+        host, own = platform.node(), uuid.uuid4().hex
+        with self._store() as store:
+            store.execute(_RESERVED)
+            store.execute("BEGIN IMMEDIATE")  # nobody else reserves between the count and our own
+            asked = "SELECT DISTINCT process FROM reserved WHERE host = ?"
+            ended = [(host, pid) for (pid,) in store.execute(asked, (host,)) if not _lives(pid)]
+            store.executemany("DELETE FROM reserved WHERE host = ? AND process = ?", ended)
+            asked = "SELECT count(*) FROM reserved WHERE key NOT IN (SELECT key FROM samples)"
+            [[under_way]] = store.execute(asked)
+            count = max(0, min(len(keys), allow(self._usage(store), int(under_way))))
+            rows = [(key, own, host, os.getpid()) for key in keys[:count]]
+            store.executemany("INSERT INTO reserved VALUES (?, ?, ?, ?)", rows)
+        try:
+            yield count
+        finally:
+            if count:
+                with self._store() as store:
+                    store.execute("DELETE FROM reserved WHERE owner = ?", (own,))
 
     def __len__(self) -> int:
         """The number of cached completions."""
         with self._store() as store:
             [[count]] = store.execute("SELECT count(*) FROM samples")
         return int(count)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 SampleJob = tuple[int, int]  # the index of a prompt, the number of its sample

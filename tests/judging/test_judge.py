@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +155,20 @@ def test_a_rubric_that_is_not_there() -> None:
         ({"function": "json:dumps", "votes": "many"}, "votes is 'many': expected a whole number"),
         ({"function": "json:dumps", "timeout_s": 0}, "timeout_s is 0: expected more than 0"),
         ({"server": "localhost", "model": "m"}, "expected a URL such as"),
+        ({"server": 5, "model": "m"}, "server is 5: expected a URL"),
+        ({"server": "http://x", "model": 5}, "model is 5: expected a model's name"),
+        ({"policy": 5}, "policy is 5: expected a folder"),
+        ({"function": 5}, "function is 5: expected FILE.py:NAME"),
+        ({"function": "json:dumps", "cache": 5}, "cache is 5: expected a folder"),
+        ({"function": "json:dumps", "temperature": -1}, "temperature is -1: expected 0 or more"),
+        ({"function": "json:dumps", "structured": "no"}, "structured is 'no': expected true or"),
+        ({"function": "json:dumps", "max_requests": -5}, "max_requests is -5: expected 0 or more"),
+        ({"function": "json:dumps", "max_cost": 1}, "max_cost needs a price"),
+        ({"function": "json:dumps", "price_in": -3.0}, "price_in is -3.0: expected 0 or more"),
+        (
+            {"function": "json:dumps", "price_in": 1, "max_cost": float("nan")},
+            "max_cost is nan: expected 0 or more",
+        ),
         ({"function": "json:dumbs"}, "Did you mean 'dumps'?"),
         ({"function": "json:dumps", "rubric": "nope.yaml"}, "rubric nope.yaml: cannot be read"),
     ],
@@ -427,6 +443,41 @@ def test_a_judge_that_draws_says_the_same_again(options: Callable[..., Any]) -> 
     first = ModelJudge.of(**options("drawn")).points(cases)
     assert len({o.value for o in first if isinstance(o, Score)}) > 1
     assert ModelJudge.of(**options("drawn")).points(cases[::-1])[::-1] == first
+
+
+def test_judges_of_one_cache_share_a_limit_while_they_ask(tmp_path: Path) -> None:
+    """The second judge begins in the middle of the first one's questions."""
+    given: dict[str, Any] = {"max_requests": 6, "cache": str(tmp_path), "rubric": RUBRIC}
+    state = SimpleNamespace()  # empty when both judges are made: they are one by what it holds
+    lock = threading.Lock()
+
+    def ask(messages: list[dict[str, str]], seed: int) -> str:
+        with lock:
+            state.asked += 1
+            first = state.asked == 1
+        if first:
+            state.second = second.points(_cases("second", 6))
+        return '{"points": {"right": 4}}'
+
+    first = ModelJudge.of(function=ask, **given)
+    second = ModelJudge.of(function=ask, **given)
+    state.asked = 0
+    outcomes = first.points(_cases("first", 4))
+    assert all(isinstance(outcome, Score) for outcome in outcomes)
+    refused = [outcome.message for outcome in state.second if isinstance(outcome, Fault)]
+    assert refused == ["judge: max_requests of 6 are spent"] * 4 and state.asked == 6
+
+
+def _cases(name: str, count: int) -> list[tuple[str, str, None]]:
+    return [("p", f"{name} {i}", None) for i in range(count)]
+
+
+def test_what_a_killed_judge_did_not_finish_is_free_again(options: Callable[..., Any]) -> None:
+    limited = options("faulty", max_requests=2)
+    [killed] = score_batch(load_reward("judge", limited), ["die"], {"prompts": ["p"]})
+    assert isinstance(killed, Fault) and killed.kind == "crash"
+    outcomes = ModelJudge.of(**limited).points(_cases("fine", 3))
+    assert [isinstance(outcome, Score) for outcome in outcomes] == [True, True, False]
 
 
 # ----------------------------------------------------------------------------------- rankings

@@ -255,6 +255,15 @@ def test_limits_of_requests_and_cost_hold_over_passes(options: dict[str, Any]) -
     assert isinstance(over, Fault) and "max_cost of 0.001 is spent (0.003)" in over.message
 
 
+def test_a_cost_is_looked_at_before_much_is_asked(options: dict[str, Any]) -> None:
+    """A question costs 0.001: of many, those are asked that the limit pays for, and one more."""
+    given = {**options, "votes": 1, "max_cost": 0.0095, "price_in": 10.0}
+    outcomes = ModelJudge.of(**given).points([(f"Q{i}", "good", None) for i in range(30)])
+    assert [isinstance(outcome, Score) for outcome in outcomes] == [True] * 10 + [False] * 20
+    assert Judge.asked["good"] == 10
+    assert outcome_json(outcomes[-1])["reason"] == "judge: max_cost of 0.0095 is spent (0.01)"
+
+
 def test_a_server_that_is_gone_faults_and_is_asked_again_later(options: dict[str, Any]) -> None:
     gone = {**options, "server": "http://127.0.0.1:9/v1", "attempts": 1}
     [outcome] = ModelJudge.of(**gone).points([("Q", "good", None)])
