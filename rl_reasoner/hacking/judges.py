@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rl_reasoner.environments.environment import EPISODE
+from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.evaluate import check_judge
 from rl_reasoner.evaluation.judging import judge_of
 from rl_reasoner.hacking.math_verify import is_there, math_verify
 from rl_reasoner.hacking.maths import has_gold, judge_maths
@@ -71,6 +73,20 @@ def claims_of(recipe: Recipe, rewards: Mapping[str, Callable[..., Any]]) -> list
     ]
 
 
+def check_own_judge(settings: HackingMeterSettings) -> None:
+    """Raise `UserError` for a `hacking_meter.judge` that is not there, or cannot judge one alone.
+
+    A reward of whole groups compares: of a completion by itself it says nothing.
+    """
+    check_judge(settings.judge, settings.judge_options)
+    function = load_reward(settings.judge, settings.judge_options) if settings.judge else None
+    if getattr(function, "group", False):
+        raise UserError(
+            f"hacking_meter.judge: {settings.judge} compares the completions of a group, and the "
+            "meter judges each by itself: name a reward of single completions"
+        )
+
+
 def _is_of_form(function: Callable[..., Any]) -> bool:
     shipped = is_shipped(function) and name_of(function) in OF_FORM
     return shipped or getattr(function, "group", False)
@@ -99,6 +115,7 @@ class IndependentJudge:
         runs = next((reward for reward in rewards if "tests" in reward.columns), None)
         self.programs = ProgramSettings.of({**runs.defaults, **runs.options} if runs else {})
         own = self.settings.judge
+        check_own_judge(self.settings)
         self.own = load_reward(own, self.settings.judge_options) if own else None
         self._again = {  # objects of their own: each has a process beside the trainer's
             claim.name: claim.function.with_options()
@@ -247,6 +264,8 @@ def _not_asked_again(function: Callable[..., Any]) -> str:
     """
     if not isinstance(function, Reward) or EPISODE in function.columns:
         return "only @reward functions of a completion are asked again"
+    if function.group:
+        return "it compares the completions of a group"
     if any(function.options.get(name) is not None for name in ("max_requests", "max_cost")):
         return "its requests are limited, and are left to the training"
     if not is_shipped(function) and not runs_apart(function):

@@ -19,6 +19,7 @@ from rl_reasoner.environments.environment import EPISODE, PLAYED
 from rl_reasoner.environments.runner import EnvironmentRunner
 from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
+from rl_reasoner.hacking.judges import check_own_judge
 from rl_reasoner.pipeline.control_rewards import with_forms
 from rl_reasoner.pipeline.lineage import reused_path
 from rl_reasoner.policy.names import check_policy
@@ -280,7 +281,7 @@ def _check_environment(recipe: Recipe) -> None:
 
 
 def _check_hacking_meter(recipe: Recipe) -> None:
-    check_judge(recipe.hacking_meter.judge, recipe.hacking_meter.judge_options)
+    check_own_judge(recipe.hacking_meter)
 
 
 _CHECKS: Mapping[tuple[str, ...], Callable[[Recipe], None]] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.hacking import judges
 from rl_reasoner.hacking.judges import IndependentJudge, claims_of
 from rl_reasoner.hacking.maths import has_gold, judge_maths
@@ -410,6 +411,20 @@ def test_texts_are_judged_by_what_their_pay_hangs_on(tmp_path: Path) -> None:
     }
     [found] = judge_for([OPEN], limited).judge([paid(praised)], Scale())
     assert found.verdict == "cannot tell" and "left to the training" in found.reason
+
+
+def test_what_compares_a_group_says_nothing_of_one_completion(tmp_path: Path) -> None:
+    """Asked about a text by itself it says 0.5, whatever the text is, which would agree."""
+    (tmp_path / "own.py").write_text(OWN)
+    asked = {"function": f"{tmp_path / 'own.py'}:brief"}
+    meter = {"judge": "judge_ranking", "judge_options": asked}
+    with pytest.raises(UserError, match=r"hacking_meter\.judge: judge_ranking compares"):
+        judge_for([OPEN], {"judge": {"options": asked}}, **meter)
+    paying = {"judge_ranking": {"options": asked}}
+    judge = judge_for([OPEN], paying, rewards=["judge_ranking"])
+    praised = "Air scatters the blue. This answer is excellent."
+    [found] = judge.judge([paid(praised)], Scale())
+    assert found.verdict == "cannot tell" and "compares the completions" in found.reason
 
 
 def test_a_judge_that_fails_abstains(monkeypatch: pytest.MonkeyPatch) -> None:

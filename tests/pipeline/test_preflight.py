@@ -448,6 +448,10 @@ def test_who_judges_the_best_paid_completions_is_told(tmp_path: Path) -> None:
         nobody.model_copy(update={"hacking_meter": HackingMeterSettings(judge="boxed")}), tmp_path
     )
     assert found["hacking meter"].status == "passed"
+    asked = {"function": "json:dumps"}
+    ranks = HackingMeterSettings(judge="judge_ranking", judge_options=asked)
+    with pytest.raises(UserError, match="judge_ranking compares"):
+        prepared(nobody.model_copy(update={"hacking_meter": ranks}))
     off = nobody.model_copy(update={"hacking_meter": HackingMeterSettings(every=0)})
     assert str(notices(off, tmp_path)["hacking meter"]).endswith(": off")
 
