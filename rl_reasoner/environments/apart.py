@@ -22,6 +22,7 @@ from rl_reasoner.environments.environment import (
 )
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.beside import stay_beside_code
+from rl_reasoner.scoring.transport import pack_reward, unpack_reward
 from rl_reasoner.tools.apart import KeptWorker, requests, run_kept
 from rl_reasoner.types import Row
 from rl_reasoner.workers import WorkerDied, WorkerLate
@@ -32,8 +33,15 @@ _BYTES_A_CHAR = 12  # of JSON, at most
 _MESSAGES = 16  # in one reply: more is a mistake
 
 
-def pack_environment(given: str | Factory) -> str:
-    """A reference by which another process finds the environment. Raises `UserError`."""
+Packed = str | Mapping[str, Any]
+"""What another process needs to have an environment: a reference, or a copy of its class."""
+
+
+def pack_environment(given: str | Factory) -> Packed:
+    """A reference by which another process finds the environment; of a script or cell, a copy.
+
+    Raises `UserError`.
+    """
     if isinstance(given, str):
         module, _, name = given.rpartition(":")
         file = Path(module).expanduser()
@@ -41,21 +49,33 @@ def pack_environment(given: str | Factory) -> str:
     name = str(getattr(given, "__qualname__", "<none>"))
     module = str(getattr(given, "__module__", None))
     space: Any = sys.modules.get(module)
-    if "<" in name or "." in name or getattr(space, name, None) is not given:
-        raise UserError(
-            f"environment {name!r} cannot run in a process of its own: put it into a file, and "
-            "give it as FILE.py:NAME"
-        )
+    known = "<" not in name and "." not in name and getattr(space, name, None) is given
+    if not known or module == "__mp_main__":  # whose classes are not copied
+        raise _stays(name)
+    if module == "__main__":  # to import it would run the whole script a second time
+        packed = pack_reward(given)
+        if isinstance(packed, str):
+            raise _stays(name, f": {packed}")
+        return packed
     file_of = getattr(space, "__file__", None)
     spec = getattr(space, "__spec__", None)
     by_name = spec is not None and spec.origin == file_of and spec.name == module
     return f"{module if by_name or not file_of else file_of}:{name}"
 
 
+def _stays(name: str, why: str = "") -> UserError:
+    return UserError(
+        f"environment {name!r} cannot run in a process of its own{why}: put it into a file, and "
+        "give it as FILE.py:NAME"
+    )
+
+
 class EnvironmentProcess:
     """A process that plays episodes of one environment; used by one thread at a time."""
 
-    def __init__(self, packed: str, options: Mapping[str, Any], limits: EnvironmentLimits) -> None:
+    def __init__(
+        self, packed: Packed, options: Mapping[str, Any], limits: EnvironmentLimits
+    ) -> None:
         """Start it. Raises `WorkerDied`, `WorkerLate`, and ImportError where loading it fails."""
         self._limits = limits
         self._worker = KeptWorker(
@@ -163,8 +183,12 @@ def _serve() -> None:
 
 def _loaded(request: Mapping[str, Any]) -> Factory:
     """The environment of a request; what lies beside its code is found from now on."""
-    stay_beside_code(request["environment"])
-    factory = load_environment(request["environment"])
+    packed = request["environment"]
+    if isinstance(packed, str):
+        stay_beside_code(packed)
+        factory = load_environment(packed)
+    else:
+        factory = unpack_reward(packed)
     for name in getattr(factory, "code_options", ()):
         stay_beside_code(request["options"].get(name))
     return factory

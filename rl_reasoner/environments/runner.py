@@ -16,7 +16,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rl_reasoner.environments import load_environment
-from rl_reasoner.environments.apart import EnvironmentProcess, pack_environment, runs_here
+from rl_reasoner.environments.apart import (
+    EnvironmentProcess,
+    Packed,
+    pack_environment,
+    runs_here,
+)
 from rl_reasoner.environments.environment import (
     EnvironmentLimits,
     EnvironmentReply,
@@ -150,7 +155,7 @@ class _Here:
 class _Apart:
     """Episodes in a process, one call of them at a time; another process takes its place."""
 
-    def __init__(self, runner: EnvironmentRunner, packed: str) -> None:
+    def __init__(self, runner: EnvironmentRunner, packed: Packed) -> None:
         self._runner, self._packed = runner, packed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="environment")
         self._process: EnvironmentProcess | None = None

@@ -1,6 +1,9 @@
 """Episodes, many at once and apart: answers, seeds, environments that do what they should not."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,36 @@ def test_what_is_found_and_what_is_not(tmp_path: Path) -> None:
         EnvironmentRunner(Local)
     with EnvironmentRunner(Echo, limits=LIMITS) as runner:
         assert played(runner, ["a"])[0].usable
+
+
+SCRIPT = """
+from rl_reasoner.environments.runner import EnvironmentRunner
+print("once")
+PAY = 0.5
+
+class Spell:
+    def reset(self, row): self.word = row["start"]
+    def step(self, completion): return self.word, PAY, True
+
+with EnvironmentRunner(Spell) as runner:
+    reply = runner.step(runner.episode({"start": "ant"}), "a").result()
+    print(reply.kind, reply.messages[0]["content"], reply.reward, reply.why)
+"""
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_class_of_a_script_or_cell_is_copied(saved: bool, tmp_path: Path) -> None:
+    """The script has no main guard: to import it in the worker would run it again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = subprocess.run(
+        [sys.executable, *(["script.py"] if saved else ["-c", SCRIPT])],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == "once\nok ant 0.5 \n" and "once" not in ended.stderr
 
 
 def test_a_process_without_memory_takes_no_other_episode_along() -> None:
