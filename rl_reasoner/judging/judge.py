@@ -46,6 +46,7 @@ from rl_reasoner.rollout.cache import SampleCache, Usage
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.types import Fault, Outcome, Rollout, Score
 
+_ROUNDING = 1e-9  # of sums of shares: what is exactly the tolerance apart is within it
 _KEEP_S = 0.2  # between writes to the cache: each waits for the disk
 _Vote = Points | Void | Fault
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -220,7 +221,7 @@ class ModelJudge:
         counted = [vote for vote in votes if isinstance(vote, Points)]
         values = [self.rubric.value(vote.points) for vote in counted]
         apart = vote_spread(values)
-        if apart > self.tolerance:
+        if apart > self.tolerance + _ROUNDING:
             return self._void(Void("disagreement", f"votes are {apart:.2f} apart"))
         means = {
             item.name: math.fsum(vote.points[item.name] for vote in counted) / len(counted)
@@ -287,7 +288,7 @@ class ModelJudge:
             return dict.fromkeys(texts, stopped)
         ranked = [vote for vote in votes if isinstance(vote, list)]
         apart = discord(ranked)
-        if apart > self.tolerance:
+        if apart > self.tolerance + _ROUNDING:
             away = Void("disagreement", f"{apart:.0%} of pairs are in another order")
             return dict.fromkeys(texts, self._void(away))
         last = len(texts) - 1
