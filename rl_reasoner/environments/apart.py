@@ -76,16 +76,26 @@ class EnvironmentProcess:
     def __init__(
         self, packed: Packed, options: Mapping[str, Any], limits: EnvironmentLimits
     ) -> None:
-        """Start it. Raises `WorkerDied`, `WorkerLate`, and ImportError where loading it fails."""
+        """Start it. It plays nothing before it is asked to `load`, and may be killed meanwhile."""
         self._limits = limits
+        self._asked_for = {
+            "environment": packed,
+            "options": dict(options),
+            "most": limits.output_chars,
+        }
         self._worker = KeptWorker(
             "rl_reasoner.environments.apart", str(limits.memory_mb), shown=True
         )
         self._over: list[int] = []
         self._whole = True
+
+    def load(self) -> None:
+        """Have the environment.
+
+        Raises `WorkerDied`, `WorkerLate`, and ImportError where that fails.
+        """
         deadline = time.monotonic() + _LOAD_S
-        asked = {"environment": packed, "options": dict(options), "most": limits.output_chars}
-        self._worker.send(asked, deadline)
+        self._worker.send(self._asked_for, deadline)
         reply = self._worker.receive(deadline, _MOST_LOADED)
         if reply != "loaded":
             self._worker.stop()

@@ -209,13 +209,21 @@ class _Apart:
         )
 
     def _started(self) -> EnvironmentProcess:
-        if self._process is None:
+        if self._process is not None:
+            return self._process
+        if self._closed:
+            raise WorkerDied("the environments are closed")
+        process = EnvironmentProcess(self._packed, self._runner.options, self._runner.limits)
+        self._process = process  # from now on, closing kills it, and does not wait until it loads
+        try:
             if self._closed:
                 raise WorkerDied("the environments are closed")
-            self._process = EnvironmentProcess(
-                self._packed, self._runner.options, self._runner.limits
-            )
-        return self._process
+            process.load()
+        except BaseException:
+            self._process = None
+            process.stop()
+            raise
+        return process
 
     def _let_go(self) -> None:
         """Part with a process that takes no more requests."""
@@ -233,8 +241,9 @@ class _Apart:
 
     def close(self) -> None:
         self._closed = True
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
         self._thread.shutdown(wait=True, cancel_futures=True)
         if self._process is not None:
             self._process.stop()

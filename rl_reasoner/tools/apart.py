@@ -68,12 +68,15 @@ class ToolProcess:
     """A process that has one tool; used by one thread at a time."""
 
     def __init__(self, packed: Mapping[str, Any], limits: ToolLimits) -> None:
-        """Start it. Raises `WorkerDied`, `WorkerLate`, and ImportError where loading it fails."""
-        self._limits = limits
+        """Start it. It has no tool before it is asked to `load`, and may be stopped meanwhile."""
+        self._packed, self._limits = packed, limits
         self._whole = True
         self._worker = KeptWorker("rl_reasoner.tools.apart", str(limits.memory_mb), shown=True)
+
+    def load(self) -> None:
+        """Have the tool. Raises `WorkerDied`, `WorkerLate`, and ImportError where that fails."""
         deadline = time.monotonic() + _LOAD_S
-        self._worker.send({"tool": packed}, deadline)
+        self._worker.send({"tool": self._packed}, deadline)
         reply = self._worker.receive(deadline, _MOST_LOADED)
         if reply != "loaded":
             self._worker.stop()

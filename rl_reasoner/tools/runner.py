@@ -205,6 +205,11 @@ class _Processes:
         if closed:
             self._end(started)
             raise WorkerDied("the tools are closed")
+        try:
+            started.load()  # among all others already, so that closing does not wait for it
+        except BaseException:
+            self._end(started)
+            raise
         return started
 
     def _give_back(self, process: ToolProcess | None, kind: ToolOutcome) -> None:

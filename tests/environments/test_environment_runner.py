@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,18 @@ def test_a_process_without_memory_takes_no_other_episode_along() -> None:
         assert hoarded.kind == "failed" and "MemoryError" in hoarded.why
         assert runner.step(other, "wait").result().kind == "ok"
         assert played(runner, ["wait"])[0].kind == "ok"
+
+
+def test_closing_does_not_wait_for_an_environment_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = EnvironmentRunner(f"{FILE.parent}/slow_loading.py:Silent", limits=LIMITS)
+    monkeypatch.setenv("SLOW_FOLDER", str(tmp_path))
+    beginning = runner.begin(runner.episode({"start": 1}))
+    while not (tmp_path / "loading").exists():
+        time.sleep(0.02)
+    runner.close()
+    assert beginning.result().kind == "died" and not (tmp_path / "loaded").exists()
 
 
 def test_the_game_is_won_by_halving() -> None:

@@ -195,6 +195,18 @@ def test_closing_ends_a_call_that_is_under_way() -> None:
     assert runner.session().call(ToolCall("hangs", {})).kind == "died"
 
 
+def test_closing_does_not_wait_for_a_tool_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = ToolRunner([f"{ROOT}/tests/support/slow_loading.py:echo"], LIMITS)
+    monkeypatch.setenv("SLOW_FOLDER", str(tmp_path))
+    calling = runner.submit(runner.session(), ToolCall("echo", {"text": "a"}))
+    while not (tmp_path / "loading").exists():
+        time.sleep(0.02)
+    runner.close()
+    assert calling.result().kind == "died" and not (tmp_path / "loaded").exists()
+
+
 def test_closing_ends_python_that_is_under_way() -> None:
     """Ctrl-C, or a scheduler's order to end, does not wait for a program to be late."""
     runner = ToolRunner(["python"], ToolLimits(timeout_s=120))
