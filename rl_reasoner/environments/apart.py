@@ -5,11 +5,12 @@ Both sides of it: `EnvironmentProcess` here, `main` there, kept as tools' proces
 once; then resets and steps of episodes by number, one call at a time.
 """
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ class EnvironmentProcess:
 
     def reset(self, episode: int, row: Row) -> EnvironmentReply:
         """Begin an episode. A process that is late or dies is a reply, too; it has ended then."""
+        if why := _not_sent(row):
+            return EnvironmentReply("failed", why=why)
         return self._asked({"reset": row}, episode)
 
     def step(self, episode: int, completion: str) -> EnvironmentReply:
@@ -121,7 +124,7 @@ class EnvironmentProcess:
         try:
             self._worker.send({**request, "episode": episode, "over": over}, deadline)
             value, self._whole = self._worker.receive(deadline, most)
-            return _reply(value)
+            return self._explained(_reply(value))
         except WorkerLate:
             return EnvironmentReply("timeout", why=f"no answer within {limit:g} s")
         except WorkerDied as error:
@@ -129,6 +132,13 @@ class EnvironmentProcess:
         except (ValueError, TypeError, KeyError):  # it has written on the pipe itself
             self._worker.stop()
             return EnvironmentReply("died", why="its reply cannot be read")
+
+    def _explained(self, reply: EnvironmentReply) -> EnvironmentReply:
+        """With whose memory it was that has come to its end: other episodes have a part in that."""
+        if self._whole:
+            return reply
+        of = f"memory_mb {self._limits.memory_mb} is for all episodes that a process plays at once"
+        return replace(reply, why=f"{reply.why} ({of}: raise it, or processes)")
 
     @property
     def usable(self) -> bool:
@@ -142,6 +152,16 @@ class EnvironmentProcess:
     def stop(self) -> None:
         """End it, and close this side of its pipes, once no thread waits."""
         self._worker.stop()
+
+
+def _not_sent(row: Row) -> str:
+    """Why a row cannot be sent to another process, with its column; empty where it can."""
+    for name, value in row.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            return f"its column {name!r} cannot be sent to the environment's process: {error}"
+    return ""
 
 
 def _reply(value: Any) -> EnvironmentReply:

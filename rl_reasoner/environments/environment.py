@@ -78,8 +78,9 @@ def own_seed(row: Row) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentLimits:
-    """What one call may take: seconds, MiB of memory, characters of a message; and how many
-    processes environments have."""
+    """What one call may take, in seconds and in characters of a message; what each process may
+    take, in MiB of memory, for all episodes that it plays at once; and how many processes
+    environments have."""
 
     timeout_s: float = 10.0
     memory_mb: int = 1024

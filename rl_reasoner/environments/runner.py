@@ -190,23 +190,17 @@ class _Apart:
             return EnvironmentReply("died", why=f"it does not start: {error}")
         if episode.process is process:
             return None
-        opening, before = process.reset(episode.number, episode.row), episode.opening
-        episode.opening = before or opening
-        if before in (None, opening) and opening.usable:
-            for text, told in episode.turns:
-                if process.step(episode.number, text) != told:
-                    break
-            else:
-                episode.process = process
-                return None
+        again, before = process.reset(episode.number, episode.row), episode.opening
+        episode.opening = wanted = opening = before or again
+        for text, told in episode.turns:
+            if again != wanted or not opening.usable:
+                break
+            again, wanted = process.step(episode.number, text), told
+        if again == wanted and opening.usable:
+            episode.process = process
+            return None
         self._let_go()
-        if before is None:
-            return opening
-        return EnvironmentReply(
-            "failed",
-            why="played again in another process, it answered otherwise: what it answers must "
-            "follow from the row, its seed and the turns",
-        )
+        return again if before is None else _played_otherwise(again)
 
     def _started(self) -> EnvironmentProcess:
         if self._process is not None:
@@ -247,6 +241,18 @@ class _Apart:
         self._thread.shutdown(wait=True, cancel_futures=True)
         if self._process is not None:
             self._process.stop()
+
+
+def _played_otherwise(again: EnvironmentReply) -> EnvironmentReply:
+    """What to tell of an episode that was not to be had again in another process."""
+    if not again.usable:
+        why = f"its process ended, and it could not be played again in another one: {again.why}"
+        return EnvironmentReply(again.kind, why=why)
+    return EnvironmentReply(
+        "failed",
+        why="played again in another process, it answered otherwise: what it answers must "
+        "follow from the row, its seed and the turns",
+    )
 
 
 def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> None:

@@ -23,7 +23,11 @@ class EnvironmentSettings(Part):
         default=None, gt=0, description="seconds of a completion's steps together"
     )
     timeout_s: float = Field(default=10.0, gt=0, description="seconds of one step")
-    memory_mb: int = Field(default=1024, ge=64, description="memory of one process, in MiB")
+    memory_mb: int = Field(
+        default=1024,
+        ge=64,
+        description="memory of one process, in MiB, for all episodes that it plays at once",
+    )
     output_chars: int = Field(
         default=4000, ge=20, description="characters of a message that the policy is shown"
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,39 @@ def test_a_process_without_memory_takes_no_other_episode_along() -> None:
         assert hoarded.kind == "failed" and "MemoryError" in hoarded.why
         assert runner.step(other, "wait").result().kind == "ok"
         assert played(runner, ["wait"])[0].kind == "ok"
+
+
+BIG = """
+import os
+
+class Big:
+    def reset(self, row): self.kept = bytearray(row["mb"] << 20)
+    def step(self, completion): return ("on", 0.5, False) if completion != "exit" else os._exit(3)
+"""
+
+
+def test_what_has_no_memory_to_be_played_again_is_told_so(tmp_path: Path) -> None:
+    """Each episode fits, and is deterministic: two of them are more than their process may have."""
+    (tmp_path / "big.py").write_text(BIG)
+    limits = EnvironmentLimits(timeout_s=20, memory_mb=400, processes=1)
+    with EnvironmentRunner(f"{tmp_path}/big.py:Big", limits=limits) as runner:
+        first, ends, other = (runner.episode({"mb": mb}) for mb in (200, 1, 250))
+        assert runner.step(first, "a").result().usable
+        assert runner.step(ends, "exit").result().kind == "died"
+        assert runner.step(other, "a").result().usable
+        reply = runner.step(first, "b").result()
+    assert reply.kind == "failed" and "could not be played again" in reply.why
+    assert "MemoryError" in reply.why and "must follow from the row" not in reply.why
+    assert "memory_mb 400 is for all episodes" in reply.why
+
+
+@pytest.mark.parametrize("value", [date(2020, 1, 1), b"x", [np.int64(3)]], ids=repr)
+def test_a_row_that_cannot_be_sent_is_told_by_its_column(
+    hostile: EnvironmentRunner, value: object
+) -> None:
+    episode = hostile.episode({"start": 1, "when": value})
+    reply = hostile.begin(episode).result()
+    assert reply.kind == "failed" and "its column 'when' cannot be sent" in reply.why
 
 
 def test_closing_does_not_wait_for_an_environment_that_loads(
