@@ -28,6 +28,7 @@ from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.recipe.data import (
     AnyData,
     FileData,
+    MadeData,
     MixData,
     StageData,
     TaskData,
@@ -53,7 +54,7 @@ _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _PICTURES = ("image", "images")  # trl takes these columns for pictures of the prompt
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _NO_COLUMN = "no column"
-_Answers = dict[tuple[str, str], tuple[str, int]]
+_Answers = dict[tuple[str, ...], tuple[str, int]]
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +65,8 @@ def load_rows(data: AnyData) -> list[Row]:
     The rows of a mix all have the same columns (None where a source has none), and a `task`. Raises
     `UserError` for a missing or unreadable file, a column that `columns` names and the file
     lacks, for rows of a stage, which only a run has (`lineage.data_in`), and for bad rows, unless
-    they are skipped: then they are named in a warning.
+    they are skipped: then they are named in a warning. Bad is, too, a row of a mix whose problem
+    has another answer in an earlier file.
     """
     if isinstance(data, MixData):
         return _mixed(data)
@@ -109,7 +111,7 @@ def _asked(row: Row) -> Row:
 
 def _mixed(data: MixData) -> list[Row]:
     """Mix the rows of all sources by their shares; their total number stays."""
-    parts = [load_rows(source) for source in data.mix]
+    parts = _agreeing(data, [load_rows(source) for source in data.mix])
     total, weights = sum(map(len, parts)), [source.share for source in data.mix]
     counts = [len(part) for part in parts]
     if all(weights):
@@ -127,6 +129,34 @@ def _mixed(data: MixData) -> list[Row]:
     return [dict.fromkeys(names) | row for row in rows]
 
 
+def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
+    """The rows of each source without those whose problem has another answer in an earlier file.
+
+    Within a file they are found already. Rows of tasks and of the run itself are right.
+    """
+    answers: dict[tuple[str, ...], tuple[str, str]] = {}
+    kept = []
+    for source, part in zip(data.mix, parts, strict=True):
+        if not isinstance(source, FileData) or isinstance(source, MadeData):
+            kept.append(part)
+            continue
+        good, problems = [], []
+        for row in part:
+            answer = row.get("answer")
+            key = _asked_as(row, row.get("template"))
+            first, file = answers.setdefault(key, (answer, source.path)) if answer else (answer, "")
+            if first == answer:
+                good.append(row)
+            else:
+                problems.append(
+                    f"{source.path}: the problem {row['problem']!r:.60} has another answer than in "
+                    f"{file} ({answer!r:.40} against {first!r:.40})"
+                )
+        _tell_bad(source, good, problems)
+        kept.append(good)
+    return kept
+
+
 def _task_of(path: Path, files: Collection[Path]) -> str:
     """The task that a file of a mix is: its name, with as many of its folders as tell it apart."""
     own, *others = (
@@ -142,11 +172,19 @@ def _task_of(path: Path, files: Collection[Path]) -> str:
 def _file_rows(data: FileData) -> list[Row]:
     rows = read_rows(data.path, data.config, data.split)
     _check_columns(rows, data)
-    good, problems = lint([_renamed(row, data.columns) for row in rows], data.path)
+    named = [_renamed(row, data.columns) for row in rows]
+    one_answer = not isinstance(data, MadeData)
+    good, problems = lint(named, data.path, data.template, one_answer=one_answer)
     reasons = {text.removeprefix(f"{data.path}, row ").partition(": ")[2] for text in problems}
     if not good and len(reasons) == 1 and (reason := next(iter(reasons))).startswith(_NO_COLUMN):
         raise UserError(f"{data.path}: {reason} Set `columns` to the one that holds it.")
-    shown = problems[:_SHOWN]
+    _tell_bad(data, good, problems)
+    return good[: data.limit]
+
+
+def _tell_bad(data: FileData, good: Sequence[Row], problems: Sequence[str]) -> None:
+    """Warn of a file's bad rows; raise `UserError` unless they are skipped and good ones left."""
+    shown = list(problems[:_SHOWN])
     if problems[_SHOWN:]:
         shown.append(f"and {len(problems) - _SHOWN} more")
     if problems and data.on_bad_row == "stop":
@@ -155,7 +193,6 @@ def _file_rows(data: FileData) -> list[Row]:
         raise UserError(*shown, f"{data.path}: no good row is left")
     if problems:
         _log.warning("\n".join([*shown, f"{data.path}: {len(problems)} bad rows are skipped"]))
-    return good[: data.limit]
 
 
 def _task_rows(data: TaskData) -> list[Row]:
@@ -215,10 +252,13 @@ def _in_words(row: Row, chinese: float, rng: random.Random) -> Row:
     return {"chain": chain, **({"completion": whole.replace(row["chain"], chain)} if whole else {})}
 
 
-def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
+def lint(
+    rows: Sequence[Row], source: str, template: str | None = None, *, one_answer: bool = True
+) -> tuple[list[Row], list[str]]:
     """(good rows, one message for each bad one): missing columns, empty and contradicting answers.
 
-    Where one problem stands with different answers, the rows after the first are bad. A row with
+    With `one_answer`, where one problem stands with different answers under one template
+    (`template`, else the row's own), the rows after the first are bad. A row with
     `tests` (see `code_rows`), `instructions` or a `start` (of an environment) needs no answer, and
     a blank one, or NaN, counts as none; instructions have to be known ones. An answer is one text
     or number, or a list of one.
@@ -226,20 +266,39 @@ def lint(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     good: list[Row] = []
     problems = []
     answers: _Answers = {}
-    for number, row in enumerate(rows, 1):
+    for number, given in enumerate(rows, 1):
         try:
-            good.append(_checked(row, number, answers))
+            row = _checked(given)
+            if one_answer:
+                _check_answer(row, number, template or row.get("template"), answers)
+            good.append(row)
         except (ValueError, UserError) as error:
             problems.append(f"{source}, row {number}: {error}")
     return good, problems
 
 
-def _checked(given: Row, number: int, answers: _Answers) -> Row:
-    """The row as it is used; raises ValueError or `UserError` with what is wrong with it.
+def _asked_as(row: Row, template: object) -> tuple[str, ...]:
+    """What a policy is asked with a row: rows that are alike in it have one answer."""
+    return str(row.get("system") or ""), str(template or ""), " ".join(row["problem"].split())
 
-    `answers` has the answer to each problem so far, under its system prompt, and its row's number;
-    this row's is added.
+
+def _check_answer(row: Row, number: int, template: object, answers: _Answers) -> None:
+    """Raise ValueError where the row's problem has another answer in an earlier row.
+
+    `answers` has the answer to each problem so far and its row's number; this row's is added.
     """
+    if (answer := row.get("answer")) is None:
+        return
+    first, at = answers.setdefault(_asked_as(row, template), (answer, number))
+    if first != answer:
+        raise ValueError(
+            f"the same problem as row {at}, "
+            f"but a different answer ({answer!r:.40} against {first!r:.40})"
+        )
+
+
+def _checked(given: Row) -> Row:
+    """The row as it is used; raises ValueError or `UserError` with what is wrong with it."""
     row = plain_row(_read(given))
     if "answer" in row:
         row["answer"] = _one_answer(row["answer"])
@@ -275,14 +334,6 @@ def _checked(given: Row, number: int, answers: _Answers) -> Row:
     if others:
         none = {"answer": None} if "answer" in row else {}
         return {**row, "problem": problem, **none}
-    first, at = answers.setdefault(
-        (str(row.get("system") or ""), " ".join(problem.split())), (answer, number)
-    )
-    if first != answer:
-        raise ValueError(
-            f"the same problem as row {at}, "
-            f"but a different answer ({answer!r:.40} against {first!r:.40})"
-        )
     return {**row, "problem": problem, "answer": answer}
 
 

@@ -18,7 +18,14 @@ from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import sha256_of
 from rl_reasoner.paths import policy_folder
-from rl_reasoner.recipe.data import AnyData, FileData, MixData, StageData, data_sources
+from rl_reasoner.recipe.data import (
+    AnyData,
+    FileData,
+    MadeData,
+    MixData,
+    StageData,
+    data_sources,
+)
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
@@ -265,12 +272,14 @@ def reused_path(stage: Stage) -> Path:
 def data_in(run: Path, recipe: Recipe, stage: Stage) -> AnyData:
     """The data of `stage` in the run folder `run`: files in place of the stages they come from."""
     names = [other.name for other in recipe.stages]
+    by_name = dict(zip(names, recipe.stages, strict=True))
 
     def file(source: Any) -> Any:
         if not isinstance(source, StageData):
             return source
         made = run / "stages" / f"{names.index(source.stage) + 1}-{source.stage}" / "data.jsonl"
-        return FileData(path=str(made), **source.model_dump(exclude={"stage"}))
+        kind = FileData if by_name[source.stage].reuse else MadeData  # who wrote it, we or others
+        return kind(path=str(made), **source.model_dump(exclude={"stage"}))
 
     data = recipe.data_of(stage)
     if isinstance(data, MixData):

@@ -147,6 +147,14 @@ class FileData(RowSource):
     )
 
 
+class MadeData(FileData):
+    """The file of rows that a stage of a run has written; no recipe names it.
+
+    Its rows were checked before the stage. What is left of their order and sources does not say
+    whether two answers to one problem contradict each other.
+    """
+
+
 class StageData(RowSource):
     """Rows that an earlier stage of kind `sample` or `filter` wrote."""
 

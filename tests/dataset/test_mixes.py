@@ -76,3 +76,34 @@ def test_a_saved_folder_that_one_stands_in_is_a_source(
     monkeypatch.chdir(tmp_path / "saved")
     rows = load_rows(MixData.model_validate({"mix": [".", other]}))
     assert [row["task"] for row in rows] == [".", "other"]
+
+
+def test_one_problem_under_two_templates_is_two_questions(tmp_path: Path) -> None:
+    add = written(tmp_path, "add.jsonl", '{"problem": "3,5", "answer": "8"}\n')
+    own = '{"problem": "3,5", "answer": "8"}\n{"problem": "3,5", "answer": "15", "template": "%s"}'
+    times = written(tmp_path, "times.jsonl", own % "Multiply {problem}=")
+    rows = load_rows(MixData.model_validate({"mix": [add, times]}))
+    assert [row["answer"] for row in rows] == ["8", "8", "15"]
+    asked = [{"path": add, "template": "Add {problem}="}, {"path": times, "limit": 1}]
+    assert len(load_rows(MixData.model_validate({"mix": asked}))) == 2
+    with pytest.raises(UserError, match="row 2: the same problem as row 1, but a different answer"):
+        load_rows(MixData.model_validate({"mix": [{"path": times, "template": "Do {problem}="}]}))
+
+
+def test_a_problem_with_another_answer_in_another_file_of_the_mix_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = written(tmp_path, "one.jsonl", '{"problem": "1+1", "answer": "2"}\n')
+    rows = '{"problem": "1+ 2", "answer": "3"}\n{"problem": "1+1 ", "answer": "3"}\n'
+    other = written(tmp_path, "other.jsonl", rows)
+    said = (
+        r"other\.jsonl: the problem '1\+1 ' has another answer than in .*one\.jsonl \('3' against"
+    )
+    for mix in ([one, other], [{"path": one, "on_bad_row": "skip"}, other, one]):
+        with pytest.raises(UserError, match=said):
+            load_rows(MixData.model_validate({"mix": mix}))
+    kept = {"path": other, "on_bad_row": "skip"}
+    with caplog.at_level("WARNING"):
+        assert len(load_rows(MixData.model_validate({"mix": [one, kept]}))) == 2
+    assert "has another answer than in" in caplog.text and "1 bad rows are skipped" in caplog.text
+    assert len(load_rows(MixData.model_validate({"mix": [one, {**kept, "limit": 1}]}))) == 2

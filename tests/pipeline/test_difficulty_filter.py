@@ -18,7 +18,7 @@ from rl_reasoner.pipeline import difficulty_filter
 from rl_reasoner.pipeline.difficulty_filter import FilterFiles, filter_rows, histogram
 from rl_reasoner.pipeline.inputs import read_inputs
 from rl_reasoner.pipeline.rejection_sampling import NothingKept
-from rl_reasoner.recipe.data import FileData
+from rl_reasoner.recipe.data import FileData, TaskData
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import FilterStage, check_range, rate_range
 from support.commands import Cli, lines, run_outside
@@ -274,6 +274,18 @@ def test_the_stages_after_it_train_on_what_it_kept(reward: str, tmp_path: Path) 
     assert trained_on and trained_on <= {row["problem"] for row in kept}
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert f"{len(kept)} of 40 rows kept" in page and "too hard" in page and "unjudged" in page
+
+
+def test_the_rows_that_a_run_wrote_end_it_for_no_second_answer(reward: str, tmp_path: Path) -> None:
+    """A file may hold the problem of a task with an answer of its own: that is known before."""
+    [first] = load_rows(TaskData(task="modular", count=1))
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"problem": first["problem"], "answer": "-1"}), encoding="utf-8")
+    mix = [{"task": "modular", "count": 1}, {"path": str(own)}]
+    run = train(filtered(tmp_path, reward, data=mix, keep="0.0..1.0"), quiet=True)
+    kept = rows(run.folder / "stages/1-filter/data.jsonl")
+    assert [row["answer"] for row in kept] == [first["answer"], "-1"]
+    assert (run.folder / "stages/2-grpo/done.json").is_file()
 
 
 @pytest.mark.matrix
