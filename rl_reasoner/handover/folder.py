@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import unknown
 from rl_reasoner.handover.engine import Engine
 from rl_reasoner.handover.fields import OURS, settings, warnings
 from rl_reasoner.handover.openrlhf import OPENRLHF
+from rl_reasoner.handover.own_files import with_own_files
 from rl_reasoner.handover.rewards import RecipeRewards
 from rl_reasoner.handover.subject import Subject, not_given, subject_of
 from rl_reasoner.handover.verifiers import VERIFIERS
 from rl_reasoner.handover.verl import VERL
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.scoring.beside import helpers_of
 
 ENGINES = {engine.name: engine for engine in (VERL, OPENRLHF, VERIFIERS)}
-_OWN = "own_rewards"
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ def _write(
     recipe: Recipe, engine: Engine, partial: Path, whole: Path, stage: str | None
 ) -> Handover:
     partial.mkdir(parents=True)
-    recipe = _with_own_files(recipe, partial)
-    (partial / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    written, names = with_own_files(recipe, partial)
+    (partial / "recipe.yaml").write_text(written.to_yaml(), encoding="utf-8")
     rewards = RecipeRewards(partial / "recipe.yaml")
-    subject = subject_of(recipe, stage, rewards)
+    subject = subject_of(recipe, stage, rewards, names)
     for name, content in engine.files(subject, str(whole)).items():
         file = partial / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,29 +81,6 @@ def _write(
     made = Handover(whole, engine, subject, lost, start)
     (partial / "README.md").write_text(_readme(made), encoding="utf-8")
     return made
-
-
-def _with_own_files(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, its rewards' files copied into `folder` and named from there.
-
-    What they import from beside them comes along.
-    """
-    specs = {}
-    for number, (name, spec) in enumerate(recipe.rewards.items()):
-        file, _, function = name.rpartition(":")
-        if file.endswith(".py"):
-            source = Path(file).expanduser()
-            if not source.is_file():
-                raise UserError(f"reward {name!r}: there is no file {source}")
-            place = f"{_OWN}/{number}"
-            names = {one: one.relative_to(source.resolve().parent) for one in helpers_of(source)}
-            for one, own in {source: Path(source.name), **names}.items():
-                copy = folder / place / own
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(one, copy)
-            name = f"{place}/{source.name}:{function}"
-        specs[name] = spec
-    return recipe.model_copy(update={"rewards": specs})
 
 
 def _readme(made: Handover) -> str:

@@ -24,6 +24,8 @@ from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of, total
 from rl_reasoner.types import Completion, Outcome, Prompt, Row
 
+_FILES = ("rubric", "policy")
+"""Options of a judge that name what lies here, beside its `code_options`."""
 _SAMPLED = ("completion", POLICY_TEXT)  # what a policy wrote, whatever a row has by these names
 
 
@@ -62,7 +64,12 @@ class RecipeRewards:
         specs = self.recipe.rewards
         self.functions: dict[str, Callable[..., Any]] = {}
         for name, spec in specs.items():
-            loaded = load_reward(_found(name, beside), spec.options, spec.source)
+            found = _found(name, beside)
+            options = dict(spec.options)
+            if options:
+                reward = load_reward(found, source=spec.source)
+                options = with_files(reward, options, lambda file, _: _there(file, beside))
+            loaded = load_reward(found, options, spec.source)
             check_name(name, loaded, self.functions)
             self.functions[name] = loaded
         self._weights = [spec.weight for spec in specs.values()]
@@ -136,9 +143,30 @@ def _rule(spec: RewardSpec) -> tuple[Any, Any]:
 def _found(reference: str, beside: Path) -> str:
     """The reference, its file looked up beside the recipe where it is not an absolute path."""
     file, _, function = reference.rpartition(":")
-    if file.endswith(".py") and (beside / file).is_file():
-        return f"{beside / file}:{function}"
-    return reference
+    return f"{_there(file, beside)}:{function}" if file.endswith(".py") else reference
+
+
+def _there(file: str, beside: Path) -> str:
+    return str(beside / file) if (beside / file).is_file() else file
+
+
+def with_files(
+    reward: Callable[..., Any], options: Mapping[str, Any], moved: Callable[[str, str], str]
+) -> dict[str, Any]:
+    """The options of a judge with other places in them; of any other reward, as they are.
+
+    `moved` is called with each file or folder that they name, and the option's name.
+    """
+    made = dict(options)
+    of_code = getattr(reward, "code_options", ())
+    for name in [*of_code, *(_FILES if of_code else ())]:
+        value = made.get(name)
+        if not isinstance(value, str):
+            continue
+        file, colon, function = value.rpartition(":") if name in of_code else (value, "", "")
+        if name not in of_code or file.endswith(".py"):
+            made[name] = f"{moved(file, name)}{colon}{function}"
+    return made
 
 
 def judges_groups(rewards: Mapping[str, Callable[..., Any]]) -> list[str]:

@@ -5,7 +5,7 @@ tokenizer: whether the policy has a chat template is read off its files where th
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,11 +82,14 @@ class _Template:
         self.chat_template = "there is one" if chat else None
 
 
-def subject_of(recipe: Recipe, stage: str | None, rewards: RecipeRewards) -> Subject:
+def subject_of(
+    recipe: Recipe, stage: str | None, rewards: RecipeRewards, names: Mapping[str, str]
+) -> Subject:
     """The stage called `stage` (default: the last grpo stage), with its rows.
 
-    Raises `UserError` where there is none, or it holds what no other engine takes over: tools,
-    an environment, rewards of whole groups, rows that a run has yet to make.
+    `names` has what `rewards` call each of the recipe's. Raises `UserError` where there is none,
+    or it holds what no other engine takes over: tools, an environment, rewards of whole groups,
+    rows that a run has yet to make.
     """
     chosen = _stage(recipe, stage)
     if recipe.turns_by:
@@ -99,7 +102,8 @@ def subject_of(recipe: Recipe, stage: str | None, rewards: RecipeRewards) -> Sub
             f"reward {together[0]} judges whole groups, but other engines hand over one "
             "completion at a time: leave it out"
         )
-    rows = [name_rewards(row, rewards.functions) for row in _rows(recipe, chosen)]
+    functions = {name: rewards.functions[there] for name, there in names.items()}
+    rows = [name_rewards(row, functions) for row in _rows(recipe, chosen)]
     known = _has_chat_template(start_source(recipe, chosen))
     tokenizer = _Template(chat=known is not False)
     tasks = [PromptedRow(prompt_of(row, recipe.template, tokenizer), row) for row in rows]

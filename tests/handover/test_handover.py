@@ -20,6 +20,7 @@ from rl_reasoner.handover.fields import OURS, field_table, settings
 from rl_reasoner.handover.folder import ENGINES, hand_over
 from rl_reasoner.paths import check_run
 from rl_reasoner.recipe.algorithms import ALGORITHMS
+from rl_reasoner.recipe.data import FileData
 from support.commands import Cli
 from support.documents import ROOT
 
@@ -195,6 +196,71 @@ def test_the_reward_file_has_three_outcomes_without_the_recipes_own_files(
     assert told("<answer>no</answer>") == (0.5, 0.0, 0.0)
     assert told(f"hm {right}") == (0.0, 1.0, 0.0)
     assert told(f"fail {right}") == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "meter"),
+    [
+        ({"path": "rows.jsonl", "rewards": ["mine.py:brief"]}, {}),
+        ({"path": "named.jsonl"}, {"rewards": ["mine.py:brief"]}),
+        ([{"path": "named.jsonl"}, {"path": "rows.jsonl", "rewards": ["mine.py:brief"]}], {}),
+    ],
+    ids=["source", "rows", "mix"],
+)
+def test_an_own_reward_is_found_by_its_name_in_the_recipe(
+    data: Any, meter: dict[str, Any], tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"problem": "1+1=", "answer": "2"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (tmp_path / "named.jsonl").write_text(json.dumps({**row, "rewards": [own]}))
+    asked = recipe(rewards={"math_answer": 2.0, own: 0.5}, data=data, hacking_meter=meter)
+    made = hand_over(asked, "openrlhf", tmp_path / "out")
+    monkeypatch.chdir(tmp_path.parent)
+    handed = RecipeRewards(made.folder / "recipe.yaml")
+    tasks = [json.loads(line) for line in (made.folder / "train.jsonl").read_text().splitlines()]
+    assert tasks and {handed.score_task("no", task["task"]).value for task in tasks} == {0.5}
+    monkeypatch.chdir(tmp_path)
+    wrong = FileData(path="rows.jsonl", rewards=("mine.py:brif",))
+    with pytest.raises(UserError, match=r"no reward 'mine\.py:brif'\. Did you mean 'mine\.py:b"):
+        hand_over(asked.model_copy(update={"data": wrong}), "openrlhf", tmp_path / "other")
+
+
+ASKED = """
+import json
+from shown import POINTS
+
+
+def ask(messages, seed):
+    return json.dumps({"points": {"polite": POINTS}})
+"""
+
+
+def test_a_judges_function_and_rubric_come_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "ask.py": ASKED,
+        "shown.py": "POINTS = 3",
+        "rubric.yaml": "items: [{name: polite, text: it is polite}]",
+    }
+    for name, content in files.items():
+        Path(name).write_text(content)
+    options = {"function": "ask.py:ask", "rubric": "rubric.yaml", "cache": str(tmp_path / "kept")}
+    made = hand_over(recipe(rewards={"judge": {"options": options}}), "verl", tmp_path / "out")
+    for name in files:
+        Path(name).unlink()
+    monkeypatch.chdir(tmp_path.parent)
+    handed = RecipeRewards(made.folder / "recipe.yaml")
+    task = made.subject.tasks[0]
+    assert handed.score_task("Thank you.", task.text).value == 0.75
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="reward 'judge': option rubric: there is no file rubric"):
+        hand_over(
+            recipe(rewards={"judge": {"options": {**SERVED, "rubric": "rubric.yaml"}}}),
+            "verl",
+            tmp_path / "other",
+        )
 
 
 def test_rows_get_the_rewards_that_they_name(tmp_path: Path) -> None:
