@@ -1,5 +1,6 @@
 """What the engines' tables share: values computed alike, and fields that few take over."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,13 @@ from rl_reasoner.handover.fields import UNSET, Field, ValueOf
 from rl_reasoner.handover.subject import Subject, start_source
 from rl_reasoner.recipe.recipe import RecipeDumper
 
-RENDER_AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A chat template that adds nothing: for prompts that are texts."""
+_RENDER_AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 KL = "the value as it is, with the unbiased gradient of the KL"
+
+
+def text_template(subject: Subject) -> str:
+    """A chat template for prompts that are texts: it adds what the tokenizer adds to one."""
+    return (f"{{{{ {json.dumps(subject.bos)} }}}}" if subject.bos else "") + _RENDER_AS_IS
 
 
 def most_tokens(subject: Subject) -> int:
@@ -152,9 +157,20 @@ def template_field(settings: Mapping[str, ValueOf], note: str) -> Field:
         "template",
         settings,
         note,
-        lambda s: not s.template_known,
-        "taken for the policy's chat template, which was not at hand to look",
+        lambda s: not s.template_known or _begins_unknown(s),
+        lambda s: _BEGINS if _begins_unknown(s) else _GUESSED,
     )
+
+
+_GUESSED = "taken for the policy's chat template, which was not at hand to look"
+_BEGINS = (
+    "texts begin without the token (BOS) that the policy's tokenizer may put before them: nothing "
+    "at hand says whether it does"
+)
+
+
+def _begins_unknown(subject: Subject) -> bool:
+    return not subject.chats and subject.bos is None
 
 
 def longest_field(setting: str) -> Field:

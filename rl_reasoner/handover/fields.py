@@ -30,7 +30,7 @@ class Field:
     """what a reader of the table should know"""
     lost: Callable[[Subject], bool] = lambda subject: False
     """whether the engine does otherwise with this recipe's value"""
-    else_does: str = ""
+    else_does: str | Callable[[Subject], str] = ""
     """what it does then"""
 
 
@@ -84,7 +84,8 @@ def warnings(fields: Sequence[Field], subject: Subject) -> list[str]:
             value = value_at(subject, one.ours)
             plain = isinstance(value, (int, float)) or (value and str(value).isidentifier())
             shown = f" {value}" if plain else ""
-            lines.append(f"{one.ours}{shown}: {one.else_does or 'no counterpart, left out'}")
+            does = one.else_does if isinstance(one.else_does, str) else one.else_does(subject)
+            lines.append(f"{one.ours}{shown}: {does or 'no counterpart, left out'}")
     return lines
 
 

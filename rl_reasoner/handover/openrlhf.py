@@ -125,7 +125,8 @@ _FIELDS: tuple[Field, ...] = (
         }
     ),
     template_field(
-        {"data.apply_chat_template": lambda s: _flag(s.chats)}, "prompts are written out"
+        {"data.apply_chat_template": lambda s: _flag(s.chats)},
+        "prompts are written out, texts with the tokenizer's BOS",
     ),
     Field(
         "rewards",
@@ -391,9 +392,13 @@ def _flags(given: dict[str, Any]) -> str:
 
 
 def _files(subject: Subject, folder: str) -> Written:
+    begun = [
+        f"{subject.bos or ''}{t.prompt}" if isinstance(t.prompt, str) else t.prompt
+        for t in subject.tasks
+    ]
     lines = [
-        json.dumps({"prompt": task.prompt, "task": task.text}, ensure_ascii=False)
-        for task in subject.tasks
+        json.dumps({"prompt": prompt, "task": task.text}, ensure_ascii=False)
+        for prompt, task in zip(begun, subject.tasks, strict=True)
     ]
     script = (
         f"#!/bin/sh\n# {subject.slug} for OpenRLHF; one's own flags come last\n"

@@ -53,6 +53,9 @@ class Subject:
     tasks: Sequence[PromptedRow]
     template_known: bool
     """False where the template `auto` was taken for a chat, since nothing says what it is."""
+    bos: str | None
+    """The token that the policy's tokenizer puts before a text ("" where it puts none), and that
+    engines leave out, since they take prompts for rendered chats; None where nothing says it."""
 
     @cached_property
     def chats(self) -> bool:
@@ -61,12 +64,15 @@ class Subject:
 
     @cached_property
     def prompt_bytes(self) -> int:
-        """UTF-8 bytes of the longest prompt, and 64 for a chat's marks: no fewer than tokens."""
+        """UTF-8 bytes of the longest prompt, and for a chat's marks 64 more, for a text's BOS one.
+
+        No fewer than its tokens.
+        """
         texts = (
             t.prompt if isinstance(t.prompt, str) else "".join(m["content"] for m in t.prompt)
             for t in self.tasks
         )
-        return max(len(text.encode()) for text in texts) + 64 * self.chats
+        return max(len(text.encode()) for text in texts) + (64 if self.chats else bool(self.bos))
 
     @property
     def slug(self) -> str:
@@ -104,7 +110,8 @@ def subject_of(
         )
     functions = {name: rewards.functions[there] for name, there in names.items()}
     rows = [name_rewards(row, functions) for row in _rows(recipe, chosen)]
-    known = _has_chat_template(start_source(recipe, chosen))
+    source = start_source(recipe, chosen)
+    known = _has_chat_template(source)
     tokenizer = _Template(chat=known is not False)
     tasks = [PromptedRow(prompt_of(row, recipe.template, tokenizer), row) for row in rows]
     if len({isinstance(task.prompt, str) for task in tasks}) == 2:
@@ -113,7 +120,7 @@ def subject_of(
             "alike. Give all rows one template."
         )
     auto = any((row.get("template") or recipe.template) == "auto" for row in rows)
-    subject = Subject(recipe, chosen, tasks, not auto or known is not None)
+    subject = Subject(recipe, chosen, tasks, not auto or known is not None, _bos(source))
     _try(subject, rewards)
     return subject
 
@@ -178,6 +185,28 @@ def _has_chat_template(source: str) -> bool | None:
     except (OSError, ValueError):
         return None
     return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def _bos(source: str) -> str | None:
+    """What the policy's tokenizer puts before a text; None where that cannot be said.
+
+    transformers goes by `tokenizer.json` alone, whatever `add_bos_token` says beside it.
+    """
+    from tokenizers import Tokenizer
+
+    if source.startswith("scratch:"):
+        return ""
+    try:
+        tokenizer = Tokenizer.from_file(str(Path(source).expanduser() / "tokenizer.json"))
+    except Exception:  # it raises no other
+        return None
+    given = tokenizer.encode("1").ids
+    plain = tokenizer.encode("1", add_special_tokens=False).ids
+    if given[:1] == plain[:1]:
+        return ""
+    bos = str(tokenizer.id_to_token(given[0]))
+    # some write another token for a text that follows one
+    return bos if tokenizer.encode(f"{bos}1", add_special_tokens=False).ids == given else None
 
 
 def _try(subject: Subject, rewards: RecipeRewards) -> None:

@@ -14,7 +14,6 @@ from rl_reasoner.handover.common import (
     KL,
     OTHERS_NOTE,
     OURS_ALONE,
-    RENDER_AS_IS,
     data_field,
     epsilon_high,
     longest_field,
@@ -26,6 +25,7 @@ from rl_reasoner.handover.common import (
     policy_field,
     replays,
     template_field,
+    text_template,
     yaml_text,
 )
 from rl_reasoner.handover.engine import Engine, Written
@@ -141,8 +141,8 @@ _FIELDS: tuple[Field, ...] = (
         }
     ),
     template_field(
-        {f"{_MODEL}custom_chat_template": lambda s: UNSET if s.chats else RENDER_AS_IS},
-        "prompts are written out; texts come with a template that adds nothing",
+        {f"{_MODEL}custom_chat_template": lambda s: UNSET if s.chats else text_template(s)},
+        "prompts are written out; texts come with a template that adds the tokenizer's BOS alone",
     ),
     Field(
         "rewards",

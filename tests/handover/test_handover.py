@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tyro
+from transformers import AutoTokenizer
 
 from rl_reasoner import Recipe, RecipeRewards
 from rl_reasoner.cli.arguments import parse_options
@@ -19,6 +20,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.handover.fields import OURS, field_table, settings
 from rl_reasoner.handover.folder import ENGINES, hand_over
 from rl_reasoner.paths import check_run
+from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.recipe.algorithms import ALGORITHMS
 from rl_reasoner.recipe.data import FileData
 from support.commands import Cli
@@ -115,13 +117,16 @@ def test_the_kl_goes_where_the_recipe_has_it(tmp_path: Path) -> None:
 
 
 def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path / "policy")
+    known = {"policy": str(tmp_path / "policy")}
     asked = recipe(
         {
             "algorithm": "max_rl",
             "mask_truncated": True,
             "type": "vespo",
             "positive_advantage_weight": 0.5,
-        }
+        },
+        **known,
     )
     told = hand_over(asked, "verl", tmp_path / "out")
     assert [line.partition(":")[0] for line in told.warnings] == [
@@ -130,7 +135,8 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
         "loss.positive_advantage_weight 0.5",
         "loss.mask_truncated True",
     ]
-    lengths = hand_over(recipe(rewards={"math_answer": 1.0, "length": 0.1}), "verl", tmp_path / "b")
+    length = recipe(rewards={"math_answer": 1.0, "length": 0.1}, **known)
+    lengths = hand_over(length, "verl", tmp_path / "b")
     assert ["completion_ids" in line for line in lengths.warnings] == [True]
     readme = (told.folder / "README.md").read_text()
     assert all(line in readme for line in (*told.warnings, *told.start))
@@ -143,7 +149,7 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
     found = [tyro.cli(EvalVerb, args=shlex.split(text)[2:]) for text in (command, other)]
     assert [one.sets for one in found] == ["SET", "a"] and found[0].template == asked.template
     assert parse_options("--reward-options", found[1].reward_options) == options
-    assert not hand_over(recipe(), "verl", tmp_path / "plain").warnings
+    assert not hand_over(recipe(**known), "verl", tmp_path / "plain").warnings
 
 
 OWN = """
@@ -304,6 +310,7 @@ def test_a_run_as_policy_is_its_policy(tmp_path: Path) -> None:
         hand_over(recipe(policy=str(run)), "verl", tmp_path / "early")
     for name in ("config.json", "tokenizer_config.json"):
         (run / "policy" / name).write_text("{}")
+    byte_tokenizer().backend_tokenizer.save(str(run / "policy" / "tokenizer.json"))
     path = "actor_rollout_ref.model.path"
     asked = recipe(policy=str(run), template="auto")
     assert verl_settings(tmp_path / "out", asked)[path] == str((run / "policy").resolve())
@@ -372,6 +379,54 @@ def test_chats_stay_chats_and_texts_come_with_a_template_that_adds_nothing(
     assert settings(texts.engine.fields, texts.subject)[template]
     guessed = hand_over(recipe(template="auto"), "verl", tmp_path / "auto")
     assert [line.partition(" ")[0] for line in guessed.warnings] == ["template"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_texts_begin_there_as_the_policys_tokenizer_begins_them(
+    begun: bool, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.save_pretrained(tmp_path / "policy")
+    if begun:  # as the files of Llama, Mistral and Gemma have it
+        file = tmp_path / "policy" / "tokenizer.json"
+        token = {"id": "<s>", "ids": [tokenizer.bos_token_id], "tokens": ["<s>"]}
+        single = [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ]
+        adding = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": token},
+        }
+        file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": adding}))
+    opened = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    asked = recipe(policy=str(tmp_path / "policy"))
+    verl = hand_over(asked, "verl", tmp_path / "verl")
+    prompt = verl.subject.tasks[0].prompt
+    wanted = opened(prompt)["input_ids"]
+    assert (wanted[0] == opened.bos_token_id) == begun
+    given = settings(verl.engine.fields, verl.subject)
+    chat = [{"role": "user", "content": prompt}]
+    template = given["actor_rollout_ref.model.custom_chat_template"]
+    shown = opened.apply_chat_template(chat, chat_template=template, return_dict=False)
+    assert (
+        shown == wanted
+        and max(len(opened(t.prompt)["input_ids"]) for t in verl.subject.tasks)
+        == given["data.max_prompt_length"]
+    )
+    other = hand_over(asked, "openrlhf", tmp_path / "openrlhf")
+    line = json.loads((other.folder / "train.jsonl").read_text().splitlines()[0])
+    assert opened(line["prompt"], add_special_tokens=False)["input_ids"] == wanted
+    assert json.loads(line["task"])["prompt"] == prompt
+    assert not any("BOS" in one for one in [*verl.warnings, *other.warnings])
+    for engine in ("verl", "openrlhf"):
+        unknown = hand_over(recipe(), engine, tmp_path / f"{engine}_unknown")
+        assert [one for one in unknown.warnings if one.startswith("template") and "BOS" in one]
+        chats = hand_over(recipe(template="chat"), engine, tmp_path / f"{engine}_chats")
+        assert not any("BOS" in one for one in chats.warnings)
 
 
 SERVED = {"server": "http://localhost:9/v1", "model": "m"}
