@@ -22,7 +22,7 @@ from rl_reasoner.dataset.conversations import plain_row
 from rl_reasoner.dataset.sets import check_set, read_rows
 from rl_reasoner.dataset.tasks.generate import careless, generate_problems
 from rl_reasoner.dataset.tasks.mixed_language import put_into_words
-from rl_reasoner.errors import UserError, did_you_mean
+from rl_reasoner.errors import UserError, did_you_mean, nearest
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.recipe.data import (
@@ -177,9 +177,22 @@ def _file_rows(data: FileData) -> list[Row]:
     good, problems = lint(named, data.path, data.template, one_answer=one_answer)
     reasons = {text.removeprefix(f"{data.path}, row ").partition(": ")[2] for text in problems}
     if not good and len(reasons) == 1 and (reason := next(iter(reasons))).startswith(_NO_COLUMN):
-        raise UserError(f"{data.path}: {reason} Set `columns` to the one that holds it.")
+        raise UserError(f"{data.path}: {_with_columns(reason, data.columns)}")
     _tell_bad(data, good, problems)
     return good[: data.limit]
+
+
+def _with_columns(reason: str, columns: Mapping[str, str]) -> str:
+    """Why a file has no good row, for want of a column; and what to do about it."""
+    lacking = reason.removeprefix(f"{_NO_COLUMN} '").partition("'")[0]
+    own = [name for name in columns if name not in ROW_COLUMNS]
+    if (wrong := nearest(lacking, own)) is not None:
+        there = f"{_NO_COLUMN} {lacking!r}, and `columns` names one {wrong!r}"
+        return f"{there}. Did you mean {lacking!r}?"
+    return (
+        f"{reason} Set `columns` (--columns) to the one that holds it; the sets of a recipe's "
+        "`evals` have no such setting: rename it in the file."
+    )
 
 
 def _tell_bad(data: FileData, good: Sequence[Row], problems: Sequence[str]) -> None:
@@ -188,7 +201,7 @@ def _tell_bad(data: FileData, good: Sequence[Row], problems: Sequence[str]) -> N
     if problems[_SHOWN:]:
         shown.append(f"and {len(problems) - _SHOWN} more")
     if problems and data.on_bad_row == "stop":
-        raise UserError(*shown, "fix the rows, or (in a recipe) set on_bad_row to 'skip'")
+        raise UserError(*shown, "fix the rows, or (in a recipe's data) set on_bad_row to 'skip'")
     if not good:
         raise UserError(*shown, f"{data.path}: no good row is left")
     if problems:

@@ -96,11 +96,35 @@ def test_a_column_that_no_row_has_is_one_sentence(tmp_path: Path) -> None:
     path.write_text(
         "".join(json.dumps({"question": f"{n}", "answer": "1"}) + "\n" for n in range(40))
     )
-    said = "a.jsonl: no column 'problem'. It has: question, answer. Set `columns` to the one"
+    said = "a.jsonl: no column 'problem'. It has: question, answer. Set `columns` (--columns) to"
     for on_bad_row in ("stop", "skip"):
         messages = refused(path, on_bad_row=on_bad_row)
         assert messages[0].startswith(said)
         assert not any("row 2" in message for message in messages)
+
+
+def test_what_to_do_about_a_column_that_lacks_is_true_of_the_sets_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set.jsonl").write_text(json.dumps({"question": "1+1=", "answer": "2"}))
+    with pytest.raises(UserError, match=r"sets of a recipe's `evals` have .* rename it in the fi"):
+        load_rows(set_data("set.jsonl"))
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("promblem", "problem"), ("anwser", "answer")])
+def test_a_column_that_columns_names_wrongly_is_told_by_its_right_name(
+    tmp_path: Path, wrong: str, right: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    row = {"problem": "1+1=", "answer": "2", "other": "x"}
+    path.write_text(json.dumps({f"my {k}" if k == right else k: v for k, v in row.items()}))
+    said = (
+        f"a.jsonl: no column {right!r}, and `columns` names one {wrong!r}. Did you mean {right!r}?"
+    )
+    assert refused(path, columns={wrong: f"my {right}"}) == [said]
+    [kept] = load(path, columns={right: f"my {right}", wrong: "other"})
+    assert kept[wrong] == "x", "a reward may read it"
 
 
 @pytest.mark.parametrize("column", ["problem", "answer", "completion"])

@@ -235,7 +235,7 @@ def test_lint_never_lets_two_answers_of_one_problem_through(
 def test_stop_names_the_rows_and_the_mend(tmp_path: Path) -> None:
     found = refused(write(tmp_path / "a.jsonl", BAD))
     assert len(found) == 6
-    assert found[-1] == "fix the rows, or (in a recipe) set on_bad_row to 'skip'"
+    assert found[-1] == "fix the rows, or (in a recipe's data) set on_bad_row to 'skip'"
 
 
 def test_skip_goes_on_with_the_good_rows_and_says_which_are_left_out(
