@@ -24,6 +24,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import printable
 from rl_reasoner.sandbox import linux
 from rl_reasoner.scoring.transport import pack_reward, unpack_reward
+from rl_reasoner.tools.formats import malformed_call
 from rl_reasoner.tools.tool import (
     ArgumentsMismatch,
     Tool,
@@ -235,7 +236,7 @@ def _called(tool: Tool, arguments: dict[str, Any], most: int) -> tuple[ToolOutco
     try:
         checked = tool.check(arguments)
     except ArgumentsMismatch as error:
-        return "malformed", f"malformed call: {error}", True
+        return "malformed", malformed_call(str(error)).message, True
     try:
         text, cut = shorten(tool.result(checked), most)
     except BaseException as error:  # it may raise anything, SystemExit too

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.foreign import json_value
+from rl_reasoner.foreign import json_value, printable
 from rl_reasoner.tools.tool import MalformedCall, Tool, ToolCall
 
 MOST_CALL_CHARS = 20_000
@@ -115,8 +115,8 @@ class CallFormat(ABC):
 
 
 def malformed_call(why: str) -> MalformedCall:
-    """A call that cannot be read, and why."""
-    return MalformedCall(f"malformed call: {why}")
+    """A call that cannot be read, and why; it may quote what the policy wrote."""
+    return MalformedCall(f"malformed call: {printable(why)}")
 
 
 # ------------------------------------------------------------------------------ calls in JSON

@@ -79,6 +79,8 @@ def gone(pid: int) -> bool:
         ("returns", {"kind": "set"}, "failed", "it returned set, not text"),
         ("returns", {"kind": "list"}, "ok", '[1, {"a": null}]'),
         ("eats", {}, "failed", "eats failed: MemoryError"),
+        ("good", {"text": "a", "x\0\u202e": 1}, "malformed", "x\ufffd\ufffd"),
+        ("python", {"code": "1", "x\0\u202e": 1}, "malformed", "x\ufffd\ufffd"),
         ("dirty", {}, "ok", "a\ufffdb\ufffd\ufffdc\nd"),
     ],
 )
