@@ -139,7 +139,10 @@ def check_code(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
         said = f"the run was made with other code than this: {maker_of(run)}"
         yield unchecked("code", f"{said}; what has changed since can be checked with that")
     yield from _rewards(mapping(lock.get("rewards")), recipe, known=kept in (None, code_hash()))
-    yield from _named_files(mapping(lock.get("named")), hashes_of_options(recipe))
+    found = list[AuditFinding]()
+    with as_finding("rewards", found):  # a judge may be a run that has lost its policy
+        found += _named_files(mapping(lock.get("named")), hashes_of_options(recipe))
+    yield from found
     wrong, right, moved = [], 0, moved_sets(run)
     for name, value in mapping(lock.get("data")).items():
         if name in moved:
