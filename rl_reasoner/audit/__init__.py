@@ -72,7 +72,7 @@ def audit_run(
     if prepared is not None:
         overlaps = partial(rejudging.check_overlaps, run, recipe, prepared)
         check("results", "overlaps", overlaps)
-    check("report", "report", partial(rejudging.check_report, run))
+    check("report", "report", partial(rejudging.check_report, run, recipe))
     if whole and replays:
         replay = partial(replaying.replay_all, run, recipe, quiet=quiet)
         check("replay", "the whole run, again", replay)

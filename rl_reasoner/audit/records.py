@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -33,12 +33,13 @@ from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.why import rollouts_of
 from rl_reasoner.recipe.algorithms import OWN_ADVANTAGES
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.recipe.stages import RESERVED, GrpoStage
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.scoring.ledger import entries, files_of, scores_of
 from rl_reasoner.training.advantages import group_relative, positive_weighed
 from rl_reasoner.types import Row
 
+NOT_OF_RUN = "not of the run"
 _CLOSE = 1e-4  # relative: the trainer sums in float32
 
 
@@ -260,6 +261,19 @@ def result_files(run: Path) -> list[Path]:
     return sorted([*run.glob("evals/*.json"), *run.glob("controls/*/evals/*.json")])
 
 
+def is_of_run(name: str, recipe: Recipe) -> bool:
+    """Whether a run of `recipe` writes the evaluation `name`, a path in its folder, or its rows.
+
+    Others are the user's: nothing that they say is held against the run.
+    """
+    *folders, file = PurePosixPath(name).parts
+    if folders != ["evals"]:  # of a control arm
+        return file == "after.json"
+    stages = [stage.name for stage in recipe.stages]
+    own = (*RESERVED, *stages, *(f"before-{stage}" for stage in stages))
+    return file.removesuffix(".json").removesuffix(".rows.jsonl") in own
+
+
 def saved_result(file: Path) -> EvalResult:
     """An evaluation of the run; raises `ValueError` where its figures and rows do not fit."""
     try:
@@ -285,9 +299,11 @@ def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
             yield unchecked("data", f"the problems of {name}: {'; '.join(error.messages)}")
     here = same_code(run)
     for file in result_files(run):
-        found: list[AuditFinding] = []
+        name, found = file.relative_to(run).as_posix(), list[AuditFinding]()
+        if not is_of_run(name, recipe):
+            yield unchecked("results", f"{name} is {NOT_OF_RUN}: its problems are not compared")
+            continue
         with as_finding("results", found):
-            name = str(file.relative_to(run))
             found += _of_result(saved_result(file), name, recipe, known, here)
         yield from found
 

@@ -11,12 +11,27 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
-from rl_reasoner.audit.records import is_asked, result_files, sampled_steps, saved_result
+from rl_reasoner.audit.findings import (
+    AuditFinding,
+    as_finding,
+    counted,
+    differs,
+    held,
+    listed,
+    unchecked,
+)
+from rl_reasoner.audit.records import (
+    NOT_OF_RUN,
+    is_asked,
+    is_of_run,
+    result_files,
+    sampled_steps,
+    saved_result,
+)
 from rl_reasoner.audit.versions import maker_of, moved_sets, same_code
 from rl_reasoner.dataset.code_rows import continuing
 from rl_reasoner.evaluation.evaluate import replay
@@ -39,7 +54,7 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.controls import CONTROLS_FILE, against_controls
 from rl_reasoner.report.page import build_page
-from rl_reasoner.report.run_data import read_run
+from rl_reasoner.report.run_data import RunData, read_run
 from rl_reasoner.rollout.episodes.kept import NOT_KEPT, episodes_column, known_rows
 from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, columns_of_rows, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json
@@ -220,10 +235,18 @@ def check_results(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
         if not (run / "evals" / f"{name}.json").is_file():
             yield unchecked("results", f"evals/{name}.json is not there")
     for file in result_files(run):
-        found: list[AuditFinding] = []
+        name, found = file.relative_to(run).as_posix(), list[AuditFinding]()
         with as_finding("results", found):
-            found += _result(file, str(file.relative_to(run)), same_code(run))
-        yield from found
+            found += _result(file, name, same_code(run))
+        own = is_of_run(name, recipe)
+        yield from found if own else map(_excused, found)
+
+
+def _excused(finding: AuditFinding) -> AuditFinding:
+    """What was found of a file that is not of the run: it is told, and the run is none the less."""
+    if finding.status != "differs":
+        return finding
+    return unchecked(finding.part, f"{finding.said} ({NOT_OF_RUN})")
 
 
 def _result(file: Path, name: str, here: bool) -> Iterator[AuditFinding]:
@@ -343,8 +366,21 @@ def _compared(what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> Aud
     return differs("results", f"{what}, is different when it is counted again")
 
 
-def check_report(run: Path) -> Iterator[AuditFinding]:
-    """report.html against the page that the run's files make: the same files, the same bytes."""
+def _without_others(data: RunData, recipe: Recipe) -> RunData:
+    """What a report shows of a run, without evaluations that are not of the run."""
+
+    def own(name: str) -> bool:
+        return not name.startswith("evals/") or is_of_run(name, recipe)
+
+    evals = [one for one in data.evals if own(f"evals/{one.name}.json")]
+    return replace(data, evals=evals, unreadable=[*filter(own, data.unreadable)])
+
+
+def check_report(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
+    """report.html against the page that the run's files make: the same files, the same bytes.
+
+    Evaluations that are not of the run are in it or not: a user may write the page again.
+    """
     file = run / "report.html"
     if not file.is_file():
         yield unchecked("report", "there is no report.html")
@@ -355,8 +391,14 @@ def check_report(run: Path) -> Iterator[AuditFinding]:
     published = run.name == "run" and (run.parent / "audit.json").is_file() and shown.is_file()
     if published and shown.read_bytes() != file.read_bytes():
         yield differs("report", f"{shown} is not the run's own report.html")
-    if build_page(read_run(run)) == file.read_text(encoding="utf-8", errors="replace"):
+    data, shown_page = read_run(run), file.read_text(encoding="utf-8", errors="replace")
+    own = _without_others(data, recipe)
+    others = [one.name for one in data.evals if one not in own.evals]
+    if shown_page == build_page(own):
         yield held("report", "report.html is the page that the run's files make, byte by byte")
+    elif others and shown_page == build_page(data):
+        yield held("report", "report.html is the page that all files here make, byte by byte")
+        yield unchecked("report", f"it shows what is {NOT_OF_RUN}: {listed(others)}")
     elif other_code and kept == sha256_of(file):
         yield held("report", "report.html is as the run left it; other code than this made it")
     elif other_code and kept is None:

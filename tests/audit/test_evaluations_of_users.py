@@ -1,0 +1,109 @@
+"""An audit of a finished run beside whose evaluations a user has put others."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.publishing.folder import publish_run
+from rl_reasoner.report import write_report
+from support.commands import Cli, run_outside
+
+RECIPE = """
+name: tiny
+policy: scratch:dense-tiny
+template: plain
+data: {task: modular, count: 8}
+rewards: {math_answer: 1}
+stages:
+- {kind: sft, name: taught, steps: 1, batch: 4, data: {task: modular, count: 8}}
+- kind: grpo
+  name: rl
+  steps: 1
+  group: {size: 2, prompts: 2}
+  sampling: {max_tokens: 4}
+evals: {sets: [modular_test], limit: 4, max_tokens: 4, stages: true}
+run: {folder: run, device: cpu, report_to: none}
+"""
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run that is evaluated on a set of the package."""
+    folder = tmp_path_factory.mktemp("honest")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    done = run_outside(folder, "train", "recipe.yaml", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which the test is."""
+    shutil.copytree(honest, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(audit: Audit, *words: str) -> list[str]:
+    """What could not be checked, as far as it has these words."""
+    said = [finding.said for finding in audit.of("unchecked")]
+    return [one for one in said if all(word in one for word in words)]
+
+
+def of_gcd(accuracy: float | None = None) -> None:
+    """The run's last evaluation, as one of another set and fewer rows."""
+    result = EvalResult.load("run/evals/after.json")
+    figures, rows = result.sets.pop("modular_test"), result.rows.pop("modular_test")
+    figures |= {} if accuracy is None else {"accuracy": accuracy}
+    result.sets["gcd_test"], result.rows["gcd_test"] = figures, rows
+    result.save("run/evals/mine.json")
+
+
+def test_an_evaluation_of_the_users_makes_no_run_a_forgery(copied: Path, cli: Cli) -> None:
+    argv = ("--sets", "gcd_test", "--limit", "2", "--max-tokens", "4")
+    ended = cli("eval", "run", *argv, "--out", "run/evals/mine.json", "--quiet")
+    assert ended.code == 0, ended.err
+    argv = ("--sets", "modular_test", "--limit", "3", "--max-tokens", "4")
+    ended = cli("eval", "run", *argv, "--out", "run/evals/fewer.json", "--quiet")
+    assert ended.code == 0, ended.err
+    audit = audit_run(Path("run"), replays=False)
+    assert audit.holds, audit.of("differs")
+    for name in ("mine", "fewer"):
+        assert told(audit, f"evals/{name}.json is not of the run")
+    publish_run(Path("run"), copied / "published", note=lambda text: None)
+    assert audit_run(Path("published/run"), replays=False).holds
+
+
+def test_a_report_with_them_is_told(copied: Path) -> None:
+    of_gcd()
+    write_report(Path("run"))
+    audit = audit_run(Path("run"), replays=False)
+    assert audit.holds, audit.of("differs")
+    assert told(audit, "it shows what is not of the run: mine")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}'])
+def test_files_that_are_no_evaluations_are_told(text: str, copied: Path) -> None:
+    Path("run/evals/notes.json").write_text(text, encoding="utf-8")
+    audit = audit_run(Path("run"), replays=False)
+    assert audit.holds, audit.of("differs")
+    assert told(audit, "evals/notes.json is not of the run")
+
+
+def test_what_is_wrong_in_them_is_told(copied: Path) -> None:
+    of_gcd(accuracy=0.99)
+    audit = audit_run(Path("run"), replays=False)
+    assert audit.holds, audit.of("differs")
+    assert told(audit, "evals/mine.json", "accuracy is 0.99", "(not of the run)")
+
+
+@pytest.mark.parametrize("name", ["before", "after", "taught", "rl"])
+def test_an_evaluation_that_the_run_writes_has_the_recipes_sets(name: str, copied: Path) -> None:
+    of_gcd()
+    for end in (".json", ".rows.jsonl"):
+        shutil.move(f"run/evals/mine{end}", f"run/evals/{name}{end}")
+    said = [finding.said for finding in audit_run(Path("run"), replays=False).of("differs")]
+    assert any(f"evals/{name}.json has no figures of modular_test" in one for one in said), said
