@@ -19,7 +19,7 @@ from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.evaluation.judging import Judge
+from rl_reasoner.evaluation.judging import Judge, as_given
 from rl_reasoner.evaluation.labels import CLEAN, MODES, Mode, label_of
 from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.metrics import compute_figures
@@ -367,7 +367,8 @@ def replay(
     for label, rows in saved.rows.items():
         before = saved.sets[label]
         by_rows = saved.settings.get("reward") == "by the rows"
-        judge = Judge(rows, reward or (None if by_rows else before.get("reward")), options)
+        given = [as_given(row) for row in rows]
+        judge = Judge(given, reward or (None if by_rows else before.get("reward")), options)
         made.rows[label] = judge.judge_again(rows)
         same = {"temperature": before.get("temperature"), "reward": judge.name}
         made.sets[label] = {**compute_figures(made.rows[label]), **same}

@@ -20,7 +20,7 @@ from rl_reasoner.dataset.tasks.generate import TASKS
 from rl_reasoner.environments.environment import EPISODE, OPENED
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.lenient import has_form, readings
-from rl_reasoner.foreign import number
+from rl_reasoner.foreign import mapping, number
 from rl_reasoner.rewards.math_answer import tagged
 from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
 from rl_reasoner.scoring.outcome import outcome_json
@@ -29,13 +29,17 @@ from rl_reasoner.scoring.reward import GROUPS, Reward
 from rl_reasoner.types import Rollout, Row
 
 _KEPT = ("id", "problem", "answer", "start", "task", "level", "subject", "entry_point")
-_NOTED = ("overlap", OPENED)  # on rows of a result, when they were judged first
+_NOTED = ("overlap", OPENED)  # of evaluations: put on the rows of a result
 _CLASS_TIMEOUT_S = 1.0  # of sympy's opinion whether two wrong answers are one
 _SAMPLED = ("completions", "tokens", "truncated")
 _EPISODES = "episodes"  # what an environment gave each completion
 _POLICY_TEXTS = "policy_texts"  # what the policy wrote of each, where others answered in the middle
 _TURNED = (_EPISODES, _POLICY_TEXTS)
 _JUDGED = ("scores", "reasons", "outcomes", "classes", "lenient", "lenient_reasons")
+_APART = "own_columns"
+"""The column of a result's row with those of the set's that are called as one of the result's."""
+_DIGEST = 64  # characters of a note that tells episodes from each other
+_OF_RESULT = frozenset({"set", *_SAMPLED, *_JUDGED, *_TURNED, *_NOTED, _APART})
 
 
 def judge_of(row: Row) -> tuple[str, Mapping[str, Any]]:
@@ -99,21 +103,21 @@ class _Bench:
 
     def _verdicts(self, rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
         """Verdicts on texts, each of the row that stands beside it."""
-        of_result = {*_SAMPLED, *_JUDGED, *_TURNED}  # columns of rows that are judged again
-        if self.of_policy:  # its texts are that already
-            of_result.add(POLICY_TEXT)
-        names = dict.fromkeys(name for row in rows for name in row if name not in of_result)
+        # its texts are that already; trl's form has a parameter of that name
+        taken = {POLICY_TEXT} if self.of_policy else set()
+        taken |= {"completions"} if self.columns is None else set()
+        names = dict.fromkeys(name for row in rows for name in row if name not in taken)
         columns = {name: [row.get(name) for row in rows] for name in names}
         columns["prompts"] = columns["problem"]
         return [*map(outcome_json, score_batch(self.function, texts, columns))]
 
     def kept(self, row: Row) -> Row:
         """The columns that go into the result: those that name the row or that its reward reads."""
-        if self.columns is None:
-            own = {name: value for name, value in row.items() if name not in _JUDGED}
-            return {"answer": "", **own}
-        wanted = (*_KEPT, *_NOTED, *self.columns)
-        return {"answer": "", **{name: row[name] for name in wanted if name in row}}
+        wanted = row if self.columns is None else (*_KEPT, *self.columns)
+        own = {name: row[name] for name in wanted if name in row}
+        apart = {name: value for name, value in own.items() if name in _OF_RESULT}
+        rest = {name: value for name, value in own.items() if name not in apart}
+        return {"answer": "", **rest, **({_APART: apart} if apart else {})}
 
 
 def _played(place: int, row: Row, sampled: Row) -> list[Row]:
@@ -157,6 +161,11 @@ class Judge:
         self.name = ", ".join(dict.fromkeys(bench.name for bench in self.benches))
         """The names of the rewards that judge."""
 
+    def kept(self, rows: Sequence[Row]) -> list[Row]:
+        """What a result has of its rows, before anything is sampled."""
+        kept = {i: bench.kept(rows[i]) for bench in self.benches for i in bench.places}
+        return [kept[place] for place in range(len(rows))]
+
     def score(self, rows: Sequence[Row], outs: Sequence[Sequence[Rollout]]) -> list[Row]:
         """Score fresh completions, one group for each row; returns scored rows (see `metrics`)."""
         sampled = [
@@ -171,10 +180,10 @@ class Judge:
         return self._judge(rows, sampled)
 
     def judge_again(self, saved: Sequence[Row]) -> list[Row]:
-        """Score the completions of a saved result again."""
+        """Score the completions of a saved result again; the judge is of its rows `as_given`."""
         names = (*_SAMPLED, *_TURNED)
-        sampled = [{name: row[name] for name in names if name in row} for row in saved]
-        return self._judge(saved, sampled)
+        sampled = [{n: v for n, v in row.items() if n in names or _is_note(n, v)} for row in saved]
+        return self._judge([as_given(row) for row in saved], sampled)
 
     def _judge(self, rows: Sequence[Row], sampled: Sequence[Row]) -> list[Row]:
         scored: dict[int, Row] = {}
@@ -241,6 +250,24 @@ def _equal(answers: set[str]) -> dict[str, str]:
             if mine != its and verify(boxed, other, timeout_s=_CLASS_TIMEOUT_S).value == 1.0:
                 root |= {name: its for name, own in root.items() if own == mine}
     return root
+
+
+def as_given(saved: Row) -> Row:
+    """The row of a saved result as its set had it: without what the evaluation has put on it."""
+    own = {
+        name: value
+        for name, value in saved.items()
+        if name not in _OF_RESULT or (name in _NOTED and not _is_note(name, value))
+    }
+    apart = mapping(saved.get(_APART)).items()
+    return own | {name: value for name, value in apart if name in _OF_RESULT}
+
+
+def _is_note(name: str, value: Any) -> bool:
+    """Whether a column of a saved row is a note: in older results a set's own may stand there."""
+    if name == OPENED:
+        return isinstance(value, str) and len(value) == _DIGEST
+    return name == "overlap" and (value is None or isinstance(value, dict))
 
 
 def malformed(row: Row) -> str:
