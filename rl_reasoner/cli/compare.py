@@ -55,6 +55,8 @@ class CompareVerb:
             raise UserError(
                 f"--out {target} is one of the results: give another name for the page (HTML)"
             )
+        if target is not None and target.suffix in (".json", ".jsonl"):  # rows of a result, say
+            raise UserError(f"--out {target}: the page is HTML: give a name that ends in .html")
         with told_if_long("comparing problem by problem"):
             results = {path: EvalResult.load(path) for path in (self.a, self.b)}
             comparison = compare(results[self.a], results[self.b])

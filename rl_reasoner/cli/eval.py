@@ -137,6 +137,20 @@ class EvalVerb:
         options = parse_options("--reward-options", self.reward_options)
         return replay(EvalResult.load(file), self.reward, options or None)
 
+    def _check_kept(self, name: str) -> None:
+        """Raise `UserError` where the result, its rows or its page would overwrite a set."""
+        from rl_reasoner.dataset.sets import find_set
+        from rl_reasoner.evaluation.result import sibling_file
+
+        source = find_set(name)
+        if self.out is None or source is None:
+            return
+        for file in (self.out, *(sibling_file(self.out, end) for end in (".rows.jsonl", ".html"))):
+            if file.resolve() == source.resolve():
+                raise UserError(
+                    f"--out {self.out}: {file} is a set that is evaluated; give another name"
+                )
+
     def _evaluated(self) -> "EvalResult":
         from rl_reasoner.dataset.sets import check_set
         from rl_reasoner.policy.names import check_policy
@@ -148,6 +162,7 @@ class EvalVerb:
         names = [name.strip() for name in self.sets.split(",")]
         for name in names:
             check_set(name)
+            self._check_kept(name)
         from rl_reasoner.evaluation.evaluate import check_judge, evaluate
 
         options = parse_options("--reward-options", self.reward_options)

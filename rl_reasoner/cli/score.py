@@ -65,6 +65,8 @@ class ScoreVerb:
         from rl_reasoner.pipeline.rescore import rescore
 
         target = check_writable(self.out) if self.out else None
+        if target is not None and target.resolve().is_relative_to((run / "stages").resolve()):
+            raise UserError(f"--out {target}: there lie the run's own files; give another place")
         options = parse_options("--reward-options", self.reward_options)
         with told_if_long(f"scoring the completions of {run} again"):
             rescoring = rescore(run, self.reward, self.stage, options)

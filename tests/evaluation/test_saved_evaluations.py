@@ -315,12 +315,18 @@ def test_half_an_interval_is_one_clear_mistake(cli: Cli, tmp_path: Path) -> None
 
 
 def test_no_result_is_written_over(cli: Cli, tmp_path: Path) -> None:
-    before = of([1.0]).save(tmp_path / "a.json").read_bytes()
+    of([1.0]).save(tmp_path / "a.json")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert "its page and rows go next to it" in (
         cli("eval", "--replay", "a.json", "--out", "page.html").err
     )
     assert "is one of the results" in cli("compare", "a.json", "a.json", "--out", "a.json").err
-    assert (tmp_path / "a.json").read_bytes() == before
+    rows = cli("compare", "a.json", "a.json", "--out", "a.rows.jsonl")
+    assert rows.code == 2 and "a name that ends in .html" in rows.err
+    for file in before:
+        own = cli("eval", "scratch:dense-tiny", "--sets", file, "--out", "a.json")
+        assert own.code == 2 and f"{file} is a set that is evaluated" in own.err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,10 @@ def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) ->
         (("score", "length"), ("--rescore",)),
         (("score", "length", "saved.jsonl", "--rescore", "run"), ("--rescore",)),
         (("score", "countdown", "--rescore", "run"), ("'numbers'",)),
+        (
+            ("score", "length", "--rescore", "run", "--out", "run/stages/2-grpo/rollouts.jsonl"),
+            ("rollouts.jsonl", "the run's own files"),
+        ),
         (("check", "lenght"), ("'length'",)),
     ],
     ids=" ".join,
