@@ -34,11 +34,11 @@ _BYTES_A_CHAR = 12  # of JSON, at most
 _MESSAGES = 16  # in one reply: more is a mistake
 
 
-Packed = str | Mapping[str, Any]
+PackedEnvironment = str | Mapping[str, Any]
 """What another process needs to have an environment: a reference, or a copy of its class."""
 
 
-def pack_environment(given: str | Factory) -> Packed:
+def pack_environment(given: str | Factory) -> PackedEnvironment:
     """A reference by which another process finds the environment; of a script or cell, a copy.
 
     Raises `UserError`.
@@ -50,18 +50,23 @@ def pack_environment(given: str | Factory) -> Packed:
     name = str(getattr(given, "__qualname__", "<none>"))
     module = str(getattr(given, "__module__", None))
     space: Any = sys.modules.get(module)
-    known = "<" not in name and "." not in name and getattr(space, name, None) is given
-    if not known or module == "__mp_main__":  # whose classes are not copied
-        raise _stays(name)
-    if module == "__main__":  # to import it would run the whole script a second time
+    nested = "<" in name or "." in name
+    if module == "__main__" and not nested:  # to import it would run the script a second time
         packed = pack_reward(given)
         if isinstance(packed, str):
             raise _stays(name, f": {packed}")
         return packed
+    if nested or module == "__mp_main__" or getattr(space, name, None) is not given:
+        raise _stays(name)
     file_of = getattr(space, "__file__", None)
     spec = getattr(space, "__spec__", None)
     by_name = spec is not None and spec.origin == file_of and spec.name == module
     return f"{module if by_name or not file_of else file_of}:{name}"
+
+
+def unpack_environment(packed: PackedEnvironment) -> str | Factory:
+    """What `pack_environment` was given, in another process."""
+    return packed if isinstance(packed, str) else unpack_reward(packed)
 
 
 def _stays(name: str, why: str = "") -> UserError:
@@ -75,7 +80,7 @@ class EnvironmentProcess:
     """A process that plays episodes of one environment; used by one thread at a time."""
 
     def __init__(
-        self, packed: Packed, options: Mapping[str, Any], limits: EnvironmentLimits
+        self, packed: PackedEnvironment, options: Mapping[str, Any], limits: EnvironmentLimits
     ) -> None:
         """Start it. It plays nothing before it is asked to `load`, and may be killed meanwhile."""
         self._limits = limits
@@ -213,12 +218,9 @@ def _serve() -> None:
 
 def _loaded(request: Mapping[str, Any]) -> Factory:
     """The environment of a request; what lies beside its code is found from now on."""
-    packed = request["environment"]
-    if isinstance(packed, str):
-        stay_beside_code(packed)
-        factory = load_environment(packed)
-    else:
-        factory = unpack_reward(packed)
+    given = unpack_environment(request["environment"])
+    stay_beside_code(given)
+    factory = load_environment(given)
     for name in getattr(factory, "code_options", ()):
         stay_beside_code(request["options"].get(name))
     return factory

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 from rl_reasoner.environments import load_environment
 from rl_reasoner.environments.apart import (
     EnvironmentProcess,
-    Packed,
+    PackedEnvironment,
     pack_environment,
     runs_here,
 )
@@ -155,7 +155,7 @@ class _Here:
 class _Apart:
     """Episodes in a process, one call of them at a time; another process takes its place."""
 
-    def __init__(self, runner: EnvironmentRunner, packed: Packed) -> None:
+    def __init__(self, runner: EnvironmentRunner, packed: PackedEnvironment) -> None:
         self._runner, self._packed = runner, packed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="environment")
         self._process: EnvironmentProcess | None = None

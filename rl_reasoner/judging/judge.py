@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from rl_reasoner.judging.backends import (
+    Budget,
     FunctionBackend,
     JudgeBackend,
     PolicyBackend,
@@ -29,7 +30,6 @@ from rl_reasoner.judging.backends import (
     check_bounds,
     check_options,
 )
-from rl_reasoner.judging.budget import Budget
 from rl_reasoner.judging.prompts import LABELS, Chat, ranking_chat, rubric_chat, turned
 from rl_reasoner.judging.rubric import Rubric, read_rubric
 from rl_reasoner.judging.verdicts import (

@@ -12,8 +12,7 @@ from rl_reasoner import ModelJudge
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.calibration import Calibration, calibrate, read_labels
 from rl_reasoner.evaluation.statistics import bootstrap_of_sums, cohens_kappa
-from rl_reasoner.judging.backends import FunctionBackend
-from rl_reasoner.judging.budget import Budget
+from rl_reasoner.judging.backends import Budget, FunctionBackend
 from rl_reasoner.judging.prompts import fenced
 from rl_reasoner.testing.probes import pleas
 from rl_reasoner.types import Fault, Rollout

@@ -10,7 +10,7 @@ import inspect
 import math
 import queue
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +19,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, get_args
 
-from rl_reasoner.environments.apart import pack_environment
+from rl_reasoner.environments.apart import PackedEnvironment, pack_environment, unpack_environment
 from rl_reasoner.environments.environment import (
     PLAYED,
     SEED,
@@ -200,7 +200,7 @@ class EnvironmentUse:
             seconds=self.seconds,
             limits=self.runner.limits,
         )
-        return made, (self.tokenizer, pack_environment(self._given))
+        return _made_again, (made, self.tokenizer, pack_environment(self._given))
 
     @contextmanager
     def episodes(self, rows: Sequence[Row], ends: Sequence[int]) -> Iterator["EpisodeTurns"]:
@@ -278,6 +278,12 @@ class _Played:
     seconds: float = 0.0
     ended: str = ""
     why: str = ""
+
+
+def _made_again(
+    made: Callable[..., EnvironmentUse], tokenizer: Any, packed: PackedEnvironment
+) -> EnvironmentUse:
+    return made(tokenizer, unpack_environment(packed))
 
 
 class EpisodeTurns:
