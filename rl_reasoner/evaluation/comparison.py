@@ -78,22 +78,41 @@ def families(entries: Mapping[str, dict[str, Any]]) -> list[list[dict[str, Any]]
     return [[*entries.values()], *others]
 
 
+def counterparts(rows: Sequence[Row], others: Sequence[Row]) -> list[int | None]:
+    """For each row the index of its counterpart among the others; None where it has none.
+
+    That is the row of the same problem with the same answer. Of several the first is that of the
+    first, and so on.
+    """
+    places: dict[tuple[str, str], list[int]] = {}
+    for j, problem in reversed([*enumerate(_asked(others, rows))]):
+        places.setdefault(problem, []).append(j)
+    return [found.pop() if (found := places.get(one)) else None for one in _asked(rows, others)]
+
+
+def _asked(rows: Sequence[Row], beside: Sequence[Row]) -> list[tuple[str, str]]:
+    """Problem and answer of each row: a text may be there twice, with two answers."""
+    return [
+        (p, str(r.get("answer", ""))) for p, r in zip(problems(rows, beside), rows, strict=True)
+    ]
+
+
 def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int]]:
-    """For each row of a its index, and the index of b's row with the same problem."""
+    """For each row of a its index, and the index of its counterpart in b."""
     of_a, of_b = problems(a, b), problems(b, a)
     if Counter(of_a) != Counter(of_b):
         raise UserError(f"set {name!r} holds different problems in the two results")
-    places: dict[str, list[int]] = {}
-    for j, problem in reversed([*enumerate(of_b)]):
-        places.setdefault(problem, []).append(j)
-    pairs = [(i, places[problem].pop()) for i, problem in enumerate(of_a)]
-    for i, j in pairs:
-        answers = [row.get("answer", "") for row in (a[i], b[j])]
-        if answers[0] != answers[1]:
-            raise UserError(
-                f"set {name!r}: {a[i]['problem']!r:.60} has the answer {answers[0]!r:.40} in the "
-                f"one result and {answers[1]!r:.40} in the other"
-            )
+    found = counterparts(a, b)
+    pairs = [(i, j) for i, j in enumerate(found) if j is not None]
+    if len(pairs) < len(a):
+        first = found.index(None)
+        taken = {j for _, j in pairs}
+        other = next(j for j, one in enumerate(of_b) if one == of_a[first] and j not in taken)
+        answers = [row.get("answer", "") for row in (a[first], b[other])]
+        raise UserError(
+            f"set {name!r}: {a[first]['problem']!r:.60} has the answer {answers[0]!r:.40} in the "
+            f"one result and {answers[1]!r:.40} in the other"
+        )
     return pairs
 
 

@@ -56,7 +56,7 @@ def problems(rows: Sequence[Row], beside: Sequence[Row] = ()) -> list[str]:
     rows, and those `beside` them, say so.
     """
     key = OPENED if all(OPENED in row for row in (*rows, *beside)) else "problem"
-    return [str(row[key]) for row in rows]
+    return [str(row.get(key)) for row in rows]
 
 
 def compute_figures(rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ which policy is kept? What is not there (no evaluation, no rows) has no card. Pu
 from collections.abc import Iterator, Mapping, Sequence
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.comparison import counterparts
 from rl_reasoner.evaluation.formatting import (
     duration,
     p_value,
@@ -268,8 +269,9 @@ def _pairs(
 ) -> Sequence[tuple[Metrics | None, Metrics]]:
     """The rows of a set before and after, of the same problem; None where there is none before."""
     rows = [row for row in after.rows.get(name, []) if _completion(row)]
-    old = {str(row.get("problem")): row for row in (before.rows.get(name, []) if before else [])}
-    return [(old.get(str(row.get("problem"))), row) for row in rows]
+    old = before.rows.get(name, []) if before else []
+    found = counterparts(rows, old)
+    return [(None if j is None else old[j], row) for j, row in zip(found, rows, strict=True)]
 
 
 def _completion(row: Metrics | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.evaluation.statistics import Interval
@@ -72,7 +73,8 @@ class SetResult:
 class Evaluation:
     """One file of `evals/`: figures and the first rows of each set, in the file's order.
 
-    `judged` has of every row its problem, its answer, its scores and its lenient marks.
+    `judged` has of every row its problem, what an environment opened it from, its answer, its
+    scores and its lenient marks.
     """
 
     name: str
@@ -215,6 +217,8 @@ def _every_row(
         scores = line.get("scores")
         if isinstance(line.get("problem"), str) and isinstance(scores, list) and scores:
             row = {key: line.get(key, "") for key in ("problem", "answer")}
+            if isinstance(opened := line.get(OPENED), str):
+                row[OPENED] = opened
             row["scores"] = [number(s) for s in scores]
             marks = line.get("lenient")
             if isinstance(marks, list) and len(marks) == len(scores):

@@ -6,6 +6,9 @@ from rl_reasoner import EvalResult, compare, evaluate, open_policy
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.recipe.environment import EnvironmentSettings
+from rl_reasoner.report.page import build_page
+from rl_reasoner.report.paired import add_paired_tests
+from rl_reasoner.report.run_data import read_run
 
 
 def plain(scores: list[float]) -> EvalResult:
@@ -47,6 +50,21 @@ def test_episodes_that_begin_alike_are_problems_of_their_own() -> None:
     for row in a.rows["s0"]:
         del row["opened_from"]  # saved by an older version
     assert compare(a, b)["s0"]["problems"] == 20
+
+
+def test_a_report_pairs_them_as_a_comparison_does(tmp_path: Path) -> None:
+    a, b = episodes([1.0] * 4 + [0.0] * 16), episodes([1.0] * 4 + [0.0, 1.0] * 8)
+    for tag, result in (("before", a), ("after", b)):
+        for row in result.rows["s0"]:
+            row["completions"] = [f"{tag} {row['opened_from']}"]
+        result.save(tmp_path / "evals" / f"{tag}.json")
+    run, found = read_run(tmp_path), compare(a, b)["s0"]
+    tested = add_paired_tests(run).evals[-1].sets["s0"].paired
+    assert tested is not None and tested.test == found["test"] and tested.p == found["p"] < 0.01
+    assert [*tested.interval] == found["interval"]
+    page = build_page(run)  # the first that was wrong and is right, with what it was before
+    assert '<pre class="example">before 5</pre>' in page
+    assert '<pre class="example">after 5</pre>' in page
 
 
 def test_an_environment_s_rows_say_what_they_were_opened_from(tmp_path: Path) -> None:
