@@ -239,9 +239,13 @@ def sentence_of(name: str, entry: Mapping[str, Any]) -> str:
         words = f"b is {how} than a: {moved} points, p {p} after Holm's correction"
         words += f"; {entry['form']['words']}" if "form" in entry else ""
     else:
-        least = fixed(100 * entry["detectable"])
+        least = entry["detectable"]
         words = f"no difference is shown ({moved} points, p {p} after Holm's correction); "
-        words += f"a true difference of {least} points would show 4 times in 5"
+        words += (
+            "so few problems can show none, however large"
+            if least is None
+            else f"a true difference of {fixed(100 * least)} points would show 4 times in 5"
+        )
     at_k = entry.get("pass_at_k")
     if at_k and at_k["p_holm"] < _SURE:
         how = "better" if at_k["difference"] > 0 else "worse"

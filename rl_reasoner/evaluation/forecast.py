@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, variance
 from typing import Any, Literal
 
-from rl_reasoner.evaluation.statistics import Z80, Interval, Z, pass_at_k, wilson
+from rl_reasoner.evaluation.statistics import Interval, pass_at_k, planned_difference, wilson
 from rl_reasoner.foreign import mapping, number
 
 LearningVerdict = Literal["likely", "flat at 0", "too easy", "equal rewards", "too few", "unclear"]
@@ -210,33 +210,6 @@ def widened(seconds: float, rows: int, other: tuple[float, int], wanted: int) ->
 # -------------------------------------------------------------------------- what is seen
 
 
-def planned_difference(problems: int, differ: float, samples: int = 1) -> float:
-    """The least true gain that a paired test of a planned evaluation finds 4 times in 5.
-
-    `differ`: how often two completions of one problem differ in being right (`disagreement`);
-    `samples`: completions a problem. Level 5%, power 80%: Connor's formula for McNemar's test
-    (Biometrics 43, 1987), sqrt(n) d = z sqrt(v) + z' sqrt(v - d^2), with v = differ / samples + d.
-    The gain d itself is taken to be as unevenly spread as can be, all or nothing for each problem.
-    1.0 where even a gain on all problems would not do. Raises `ValueError` for no problem or
-    sample.
-    """
-    if problems < 1 or samples < 1:
-        raise ValueError(f"{problems} problems with {samples} samples: expected 1 or more of both")
-
-    def short(d: float) -> float:
-        v = differ / samples + d
-        needed = Z * math.sqrt(v) + Z80 * math.sqrt(max(0.0, v - d * d))
-        return needed - math.sqrt(problems) * d
-
-    low, high = 0.0, 1.0
-    if short(high) > 0:
-        return 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if short(middle) > 0 else (low, middle)
-    return high
-
-
 def reward_moved(rewards: Sequence[float]) -> Literal["rose", "fell", "stayed"] | None:
     """How a stage's reward moved: the steps of its last fifth against those of its first.
 
@@ -320,8 +293,11 @@ class Forecast:
         return each / seconds if seconds else None
 
     @property
-    def detectable(self) -> dict[str, float]:
-        """Set -> the least gain that its evaluation finds; empty where nothing is known of it."""
+    def detectable(self) -> dict[str, float | None]:
+        """Set -> the least gain that its evaluation finds; empty where nothing is known of it.
+
+        None for a set of too few problems to find any.
+        """
         if self.differ is None:
             return {}
         sets = self.evals.sets.items()

@@ -175,15 +175,16 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
 
     A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
     for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
-    of sets), `detectable` (the least true difference that this many problems would show 4 times
-    in 5), `flips` (rows whose verdict changed, with reasons), `unlike` (what else the two differ
-    in: name -> their values); where both have lenient marks, `lenient` (the same test of these, its
-    `p_holm` among the lenient ones) and `form`: the `difference` strict less lenient, its
-    `interval`, the `share` of the strict difference that it is (None where the strict one is not
-    clear of 0) and `words`; of several completions `pass_at_k`: the same test of pass@k at the
-    largest `k` of both, its `p_holm` among those of pass@k. Rows that were found in the training
-    data of either are left out under `SET@clean`. Raises `UserError` when no set is in both, or a
-    common set has other problems or answers in the one than in the other.
+    of sets), `detectable` (the least true difference that this many problems would show 4 times in
+    5; None for fewer than 6, which can show none), `flips` (rows whose verdict changed, with
+    reasons), `unlike` (what else the two differ in: name -> their values); where both have lenient
+    marks, `lenient` (the same test of these, its `p_holm` among the lenient ones) and `form`: the
+    `difference` strict less lenient, its `interval`, the `share` of the strict difference that it
+    is (None where the strict one is not clear of 0) and `words`; of several completions
+    `pass_at_k`: the same test of pass@k at the largest `k` of both, its `p_holm` among those of
+    pass@k. Rows that were found in the training data of either are left out under `SET@clean`.
+    Raises `UserError` when no set is in both, or a common set has other problems or answers in the
+    one than in the other.
     """
     for result in (a, b):
         if result.sets and not result.rows:

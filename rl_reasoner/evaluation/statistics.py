@@ -17,9 +17,10 @@ Table = NDArray[np.float64]
 Interval = tuple[float, float]
 Groups = Sequence[Hashable] | None  # the problem that each value is of; None: all are different
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
-Z80 = 0.8416212335729143  # the 80% point: the power of `detectable_difference`
+Z80 = 0.8416212335729143  # the 80% point: the power of `planned_difference`
 _REPEATS = 10_000  # resamples of a bootstrap
 _DUST = 1e-12  # what rounding leaves where values are equal; one completion of millions is more
+_FEWEST = 6  # problems: where all of five change, an exact p is 2 / 2**5, more than 5%
 _ENUMERATED = 12  # pairs that differ, up to which all ways to flip their signs are counted
 
 
@@ -214,13 +215,19 @@ def paired_interval(differences: Sequence[float], seed: int = 0, groups: Groups 
         return max(-1.0, mean - half), min(1.0, mean + half)
     if not set(differences) <= {-1.0, 0.0, 1.0}:
         return bootstrap(differences, seed, groups=groups)
-    n, error = len(differences), standard_error(differences, groups)
-    apart = 1.0  # the share of the rows that are as good as independent
-    if error and clusters < n:
-        ratio = standard_error(differences) / error
-        apart = ratio**2 * (1 - 1 / n) / (1 - 1 / clusters)
+    n, apart = len(differences), _apart(differences, groups)
     better, worse = (sum(d == sign for d in differences) for sign in (1.0, -1.0))
     return tango(better * apart, worse * apart, n * apart)
+
+
+def _apart(differences: Sequence[float], groups: Groups) -> float:
+    """The share of the rows that are as good as independent ones, by their `standard_error`."""
+    n, clusters = len(differences), len(_clusters(differences, groups))
+    error = standard_error(differences, groups)
+    if not error or clusters == n:
+        return 1.0
+    ratio = standard_error(differences) / error
+    return ratio**2 * (1 - 1 / n) / (1 - 1 / clusters)
 
 
 def tango(better: float, worse: float, n: float) -> Interval:
@@ -256,17 +263,49 @@ def _alike(values: Sequence[float]) -> bool:
     return max(values) - min(values) <= _DUST
 
 
-def detectable_difference(differences: Sequence[float], groups: Groups = None) -> float:
+def detectable_difference(differences: Sequence[float], groups: Groups = None) -> float | None:
     """The least true difference that a paired test of this many problems finds 4 times in 5.
 
-    (z_0.975 + z_0.8) standard errors of the paired differences: level 5%, power 80%. Where all are
-    equal, so many pairs may differ as Wilson's interval for none allows.
+    `planned_difference` where each row is better, worse or as before, as of single completions, and
+    where no spread is seen: changes against the difference are taken to be as frequent as seen. Of
+    shares, (z_0.975 + z_0.8) standard errors of the paired differences: a gain as even as what was
+    seen. None where no difference could be shown.
     """
-    error = standard_error(differences, groups)
-    if error == 0.0:
-        clusters = len(_clusters(differences, groups))
-        error = math.sqrt(wilson(0, clusters)[1] / clusters)
-    return min(1.0, (Z + Z80) * error)
+    clusters = len(_clusters(differences, groups))
+    if clusters < _FEWEST:
+        return None
+    if not (error := standard_error(differences, groups)):
+        return planned_difference(clusters, 0.0)
+    if not set(differences) <= {-1.0, 0.0, 1.0}:
+        return min(1.0, (Z + Z80) * error)
+    better, worse = (sum(d == sign for d in differences) for sign in (1.0, -1.0))
+    problems = max(1, round(len(differences) * _apart(differences, groups)))
+    return planned_difference(max(_FEWEST, problems), 2 * min(better, worse) / len(differences))
+
+
+def planned_difference(problems: int, differ: float, samples: int = 1) -> float | None:
+    """The least true gain that a paired test of a planned evaluation finds 4 times in 5.
+
+    `differ`: how often two completions of one problem differ in being right
+    (`forecast.disagreement`); `samples`: completions a problem. Level 5%, power 80%: Connor's
+    formula for McNemar's test (Biometrics 43, 1987), sqrt(n) d = z sqrt(v) + z' sqrt(v - d^2), with
+    v = differ / samples + d, and half a completion more, because the exact test is cautious.
+    The gain d itself is taken to be as unevenly spread as can be, all or nothing for each problem.
+    None for fewer than 6 problems: where all of 5 change, p is 6%. Raises `ValueError` for no
+    problem or sample.
+    """
+    if problems < 1 or samples < 1:
+        raise ValueError(f"{problems} problems with {samples} samples: expected 1 or more of both")
+    if problems < _FEWEST:
+        return None
+
+    def spare(d: float) -> float:
+        """How much more than needed a true difference d is; it rises with d."""
+        v = min(1.0, differ / samples + d)
+        needed = Z * math.sqrt(v) + Z80 * math.sqrt(max(0.0, v - d * d))
+        return math.sqrt(problems) * (d - 0.5 / (problems * samples)) - needed
+
+    return -_crossing(lambda d: spare(-d), -1.0, 0.0, 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

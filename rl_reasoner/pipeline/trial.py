@@ -164,6 +164,11 @@ def _notice(made: Forecast) -> Notice:
         "evaluation before and after it"
     )
     if shown := made.detectable:
-        least = ", ".join(f"{100 * d:.1f} points on {name}" for name, d in shown.items())
+        least = ", ".join(
+            f"none on {name}, which has too few problems"
+            if d is None
+            else f"{100 * d:.1f} points on {name}"
+            for name, d in shown.items()
+        )
         message += f"; the least gain that these can show: {least}"
     return warn_if(made.direction == "none", "forecast", message, "")

@@ -214,7 +214,8 @@ def _comparison(
             at_k = f"{set_title(name)}, pass@{entry['pass_at_k']['k']}"
             rows.append([at_k, "", *_tested(entry["pass_at_k"])])
     meaning = (
-        "Detectable: the least true difference that this many problems show 4 times in 5. "
+        "Detectable: the least true difference that this many problems show 4 times in 5, "
+        "by a p of its own; fewer than six problems show none. "
         "Holm: adjusted for the number of sets; lenient ones and pass@k apart."
     )
     return section(
@@ -231,7 +232,8 @@ def _tested(entry: Mapping[str, Any]) -> list[Child]:
     """The cells of a difference with its test."""
     low, high = entry["interval"]
     p_values = [p_value(entry[key]) for key in ("p", "p_holm")]
-    detectable = f"±{fixed(100 * entry['detectable'])}"
+    least = entry["detectable"]
+    detectable = "none" if least is None else f"±{fixed(100 * least)}"
     moved = [points(entry["difference"]), points_span((low, high))]
     return [*moved, *p_values, detectable, entry["test"]]
 

@@ -1,7 +1,6 @@
 """Results that are saved: judged again without a model, compared, and shown on a page."""
 
 import json
-import math
 import re
 from itertools import permutations
 from pathlib import Path
@@ -15,7 +14,7 @@ from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.judging import classes
 from rl_reasoner.evaluation.labels import MODES, label_of, split_label
 from rl_reasoner.evaluation.metrics import compute_figures
-from rl_reasoner.evaluation.statistics import holm
+from rl_reasoner.evaluation.statistics import holm, planned_difference
 from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.types import Rollout
 from support.commands import Cli
@@ -195,8 +194,7 @@ def test_flips_have_their_reasons_and_several_sets_are_several_tests() -> None:
     [flip] = two["flips"]
     assert (flip["a"]["reason"], flip["b"]["reason"]) == ("reason 0.0", "reason 1.0")
     assert flip["difference"] == 1.0
-    spread = math.sqrt((1 - 1 / 16) / 15 / 16)
-    assert two["detectable"] == pytest.approx((1.959963984540054 + 0.8416212335729143) * spread)
+    assert two["detectable"] == planned_difference(16, 0.0)  # none came to be wrong
 
 
 # ------------------------------------------------------------------------------------- the page
