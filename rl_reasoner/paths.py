@@ -57,6 +57,21 @@ def cache_folder() -> Path:
         raise FileNotFoundError(f"{folder}: {error} Set RL_REASONER_CACHE to a folder.") from error
 
 
+def told_apart(path: Path, files: Collection[Path]) -> str:
+    """A file's name without its ending, with as many of its folders as tell it from the `files`.
+
+    The whole path, ending and all, where that does not do.
+    """
+    own, *others = (
+        (one.with_suffix("") if one.name else one).parts  # the folder "." has no name
+        for one in (path, *(one for one in files if one != path))
+    )
+    for length in range(1, len(own) + 1):
+        if all(other[-length:] != own[-length:] for other in others):
+            return "/".join(own[-length:])
+    return str(path)  # but for its ending it is called as another one
+
+
 def file_meant(name: str, endings: Collection[str]) -> str:
     """` Did you mean 'x.csv'?` for the file beside `name` that is most like it, or an empty string.
 

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from base64 import b64encode
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -25,6 +25,7 @@ from rl_reasoner.dataset.tasks.mixed_language import put_into_words
 from rl_reasoner.errors import UserError, did_you_mean, nearest
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
+from rl_reasoner.paths import told_apart
 from rl_reasoner.recipe.data import (
     AnyData,
     FileData,
@@ -120,7 +121,7 @@ def _mixed(data: MixData) -> list[Row]:
     files = {Path(source.path) for source in data.mix if isinstance(source, FileData)}
     rows: list[Row] = []
     for number, (source, part, count) in enumerate(zip(data.mix, parts, counts, strict=True)):
-        name = _task_of(Path(source.path), files) if isinstance(source, FileData) else ""
+        name = told_apart(Path(source.path), files) if isinstance(source, FileData) else ""
         rest = random.Random(f"mix|{number}").sample(part, count % len(part))
         drawn = (*part * (count // len(part)), *rest)
         named = [row | {"task": name} if _is_blank(row.get("task")) else row for row in drawn]
@@ -155,18 +156,6 @@ def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
         _tell_bad(source, good, problems)
         kept.append(good)
     return kept
-
-
-def _task_of(path: Path, files: Collection[Path]) -> str:
-    """The task that a file of a mix is: its name, with as many of its folders as tell it apart."""
-    own, *others = (
-        (one.with_suffix("") if one.name else one).parts  # the folder "." has no name
-        for one in (path, *(one for one in files if one != path))
-    )
-    for length in range(1, len(own) + 1):
-        if all(other[-length:] != own[-length:] for other in others):
-            return "/".join(own[-length:])
-    return str(path)  # but for its ending it is called as another one
 
 
 def _file_rows(data: FileData) -> list[Row]:

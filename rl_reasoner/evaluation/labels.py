@@ -4,8 +4,11 @@
 "modular_test@sampled@clean" is the part of that which no training row overlaps.
 """
 
-from pathlib import PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, get_args
+
+from rl_reasoner.paths import told_apart
 
 Mode = Literal["greedy", "sampled", "chain-forced", "direct-forced"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -29,9 +32,21 @@ def split_label(label: str) -> tuple[str, str]:
     return name, label.removeprefix(name).removeprefix("@")
 
 
-def set_title(name: str) -> str:
-    """A set's name for a heading: of a file, its name alone."""
+def set_title(name: str, among: Iterable[str] = ()) -> str:
+    """A set's name for a heading: of a file, its name alone.
+
+    Where that is another's name, too, `among` the sets that are shown, its folders stand before it.
+    """
     base, mode = split_label(name)
-    path = PurePosixPath(base)
-    short = path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet") else base
+    others = {split_label(other)[0] for other in among}
+    short = told_apart(Path(base), {*map(_file, others)}) if _is_file(base) else base
     return f"{short}@{mode}" if mode else short
+
+
+def _is_file(base: str) -> bool:
+    return Path(base).suffix in (".jsonl", ".json", ".csv", ".parquet")
+
+
+def _file(base: str) -> Path:
+    """The set as a file, whose name may have dots: a named one has no ending to leave out."""
+    return Path(base if _is_file(base) else f"{base}.set")

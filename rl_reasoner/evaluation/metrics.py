@@ -49,7 +49,9 @@ def has_lenient(rows: Sequence[Row]) -> bool:
     return all("lenient" in row for row in rows)
 
 
-def problems(rows: Sequence[Row], beside: Sequence[Row] = ()) -> list[str]:
+def problems(
+    rows: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """Which problem each row is of: some sets have one several times.
 
     An environment may ask the same of all its rows: then it is the row that it opened, where all

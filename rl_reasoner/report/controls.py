@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 from rl_reasoner.evaluation.comparison import compare_rows
 from rl_reasoner.evaluation.formatting import duration, percent, signed
-from rl_reasoner.evaluation.labels import set_title
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.evaluation.statistics import Interval, holm
@@ -22,7 +21,7 @@ from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
 from rl_reasoner.report.gain import SURE, paired_words
 from rl_reasoner.report.html import Child, Element, estimate, h, note, section, table
-from rl_reasoner.report.run_data import Paired, RunData, interval
+from rl_reasoner.report.run_data import Paired, RunData, interval, title_in
 from rl_reasoner.report.stages import figures
 
 CONTROLS_FILE = "controls.json"
@@ -214,7 +213,7 @@ def _curves(run: RunData, controls: Mapping[str, Any]) -> Iterator[charts.Chart]
                 traces.append(Trace(label, [step for step, _ in known], [v for _, v in known]))
         if len(traces) > 1:
             accuracy = key in watched
-            name = set_title(key.removeprefix("eval/").removesuffix("/accuracy"))
+            name = title_in(run, key.removeprefix("eval/").removesuffix("/accuracy"))
             title = f"{name} while training" if accuracy else "Length in the stage"
             yield charts.curve(title, traces, share=accuracy)
 

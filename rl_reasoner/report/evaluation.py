@@ -36,10 +36,10 @@ def build_evaluation_page(results: Sequence[EvalResult], files: Sequence[str] = 
     sources = _sources(named, entries)
     sections = [
         _header(named, files),
-        _comparison(entries, sources) if entries else None,
+        _comparison(named, entries, sources) if entries else None,
         _tables(named),
         _curves(named),
-        _parts(results[-1]),
+        _parts(named),
         browser_section(sources),
         *[_manifest(label, result) for label, result in named],
     ]
@@ -71,8 +71,13 @@ def _header(named: Named, files: Sequence[str]) -> Element:
 # --- figures
 
 
+def _names(named: Named) -> list[str]:
+    """Every set of the page."""
+    return list(dict.fromkeys(name for _, result in named for name in result.sets))
+
+
 def _tables(named: Named) -> Element:
-    names = dict.fromkeys(name for _, result in named for name in result.sets)
+    names = _names(named)
     alone = len(named) == 1
     head = ["Set"] if alone else ["Set", "Result"]
     first = len(head)
@@ -91,7 +96,8 @@ def _tables(named: Named) -> Element:
             judged = [_accuracy(s), _accuracy(s.get("lenient"))]
             mean = s.get("mean_length")
             length = "–" if mean is None else fixed(mean)
-            whose: list[Child] = [set_title(name)] if alone else [set_title(name), label]
+            title = set_title(name, names)
+            whose: list[Child] = [title] if alone else [title, label]
             rows.append([*whose, *counts, *judged, *shares, length])
     meaning = (
         "95% intervals: Wilson's for one completion per problem, clustered by problem for several. "
@@ -107,7 +113,7 @@ def _accuracy(figures: Mapping[str, Any] | None) -> Child:
 
 
 def _curves(named: Named) -> Element:
-    names = list(dict.fromkeys(name for _, result in named for name in result.sets))
+    names = _names(named)
     drawings, lengths = list(_drawings(named, names)), list(_by_length(named, names))
     return section(
         "curves",
@@ -119,7 +125,8 @@ def _curves(named: Named) -> Element:
 
 def _drawings(named: Named, names: Sequence[str]) -> Iterator[Chart]:
     groups = [
-        (set_title(n), [_bar(label, r.sets[n]) for label, r in named if n in r.sets]) for n in names
+        (set_title(n, names), [_bar(label, r.sets[n]) for label, r in named if n in r.sets])
+        for n in names
     ]
     yield charts.bars("Accuracy", groups, note="lines are 95% intervals")
     many = len(named) > 1
@@ -132,7 +139,7 @@ def _drawings(named: Named, names: Sequence[str]) -> Iterator[Chart]:
             if len(line.steps) > 1
         ]
         if curves:
-            yield charts.pass_at_k_chart(f"pass@k and maj@k on {set_title(name)}", curves)
+            yield charts.pass_at_k_chart(f"pass@k and maj@k on {set_title(name, names)}", curves)
 
 
 def _by_length(named: Named, names: Sequence[str]) -> Iterator[Chart]:
@@ -141,7 +148,7 @@ def _by_length(named: Named, names: Sequence[str]) -> Iterator[Chart]:
         bins = result.sets[name].get("by_length", [])
         if len(bins) > 1:
             lengths = [(_tokens(*b["tokens"]), [_bar(label, b)]) for b in bins]
-            title = f"Right answers by length on {set_title(name)}"
+            title = f"Right answers by length on {set_title(name, names)}"
             yield charts.bars(title, lengths, note="about a fifth of the completions each")
 
 
@@ -160,28 +167,32 @@ def _points(s: Mapping[str, Any], kind: str, label: str) -> Trace:
     return Trace(f"{kind}@k {label}".strip(), [int(k) for k in curve], [*curve.values()], band)
 
 
-def _parts(result: EvalResult) -> Element | None:
-    """Tables at k, by level and subject, and of overlaps, of every set that has them."""
+def _parts(named: Named) -> Element | None:
+    """Tables at k, by level and subject, and of overlaps, of every set that has them.
+
+    Of two results, those of the second.
+    """
     blocks: list[Element] = []
-    for name, s in result.sets.items():
-        blocks += _at_k(name, s)
+    for name, s in named[-1][1].sets.items():
+        title = set_title(name, _names(named))
+        blocks += _at_k(title, s)
         for column, groups in s.get("by", {}).items():
             rows: list[list[Child]] = [
                 [value, f"{g['problems']:,}", estimate(g["accuracy"], g["interval"])]
                 for value, g in groups.items()
             ]
             heads = [column, "Problems", "Accuracy"]
-            blocks += [h("h3", f"{set_title(name)} by {column}"), table(heads, rows)]
+            blocks += [h("h3", f"{title} by {column}"), table(heads, rows)]
         if "contamination" in s:
             counts = s["contamination"]
             heads = [key.replace("_", " ") for key in counts]
             values: list[Child] = [f"{value:,}" for value in counts.values()]
-            blocks.append(h("h3", f"{set_title(name)}: overlap with the training rows"))
+            blocks.append(h("h3", f"{title}: overlap with the training rows"))
             blocks.append(table(heads, [values], numeric_from=0))
     return section("detail", "In detail", blocks) if blocks else None
 
 
-def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
+def _at_k(title: str, s: Mapping[str, Any]) -> list[Element]:
     kinds = [kind for kind in ("pass", "maj") if len(s.get(f"{kind}_at", {})) > 1]
     if not kinds:
         return []
@@ -194,24 +205,25 @@ def _at_k(name: str, s: Mapping[str, Any]) -> list[Element]:
         rows.append(cells)
     heads = ["k", *(f"{kind}@k" for kind in kinds)]
     how = "pass@k by the unbiased estimator, maj@k exact over classes of equal answers; bootstrap"
-    return [h("h3", f"{set_title(name)} at k"), table(heads, rows), note(how)]
+    return [h("h3", f"{title} at k"), table(heads, rows), note(how)]
 
 
 # --- comparison
 
 
 def _comparison(
-    entries: Mapping[str, Mapping[str, Any]], sources: Sequence[EntrySource]
+    named: Named, entries: Mapping[str, Mapping[str, Any]], sources: Sequence[EntrySource]
 ) -> Element:
     head = ["Set", "Problems", "b − a, points", "95% interval", "p", "p (Holm)"]
     head += ["Detectable", "Test"]
     rows: list[list[Child]] = []
+    titles = {name: set_title(name, _names(named)) for name in entries}
     for name, entry in entries.items():
-        rows.append([set_title(name), f"{entry['problems']:,}", *_tested(entry)])
+        rows.append([titles[name], f"{entry['problems']:,}", *_tested(entry)])
         if "lenient" in entry:
-            rows.append([f"{set_title(name)}, lenient", "", *_tested(entry["lenient"])])
+            rows.append([f"{titles[name]}, lenient", "", *_tested(entry["lenient"])])
         if "pass_at_k" in entry:
-            at_k = f"{set_title(name)}, pass@{entry['pass_at_k']['k']}"
+            at_k = f"{titles[name]}, pass@{entry['pass_at_k']['k']}"
             rows.append([at_k, "", *_tested(entry["pass_at_k"])])
     meaning = (
         "Detectable: the least true difference that this many problems show 4 times in 5, "
@@ -221,10 +233,10 @@ def _comparison(
     return section(
         "comparison",
         "Comparison, paired by problem",
-        h("ul", [h("li", sentence_of(set_title(name), entry)) for name, entry in entries.items()]),
+        h("ul", [h("li", sentence_of(titles[name], entry)) for name, entry in entries.items()]),
         table(head, rows),
         [note(sentence) for sentence in (meaning, *unlike(entries))],
-        [_flipped(name, entry, sources) for name, entry in entries.items()],
+        [_flipped(name, titles[name], entry, sources) for name, entry in entries.items()],
     )
 
 
@@ -238,13 +250,15 @@ def _tested(entry: Mapping[str, Any]) -> list[Child]:
     return [*moved, *p_values, detectable, entry["test"]]
 
 
-def _flipped(name: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]) -> Element | None:
+def _flipped(
+    name: str, title: str, entry: Mapping[str, Any], sources: Sequence[EntrySource]
+) -> Element | None:
     """How many rows flipped, which a click shows side by side."""
     better, worse = entry["better"], entry["worse"]
     source = next((s for s in sources if s.place == name), None)
     if not better + worse or source is None:
         return None
-    counts = f"{set_title(name)}: {better:,} rows better in b, {worse:,} worse. "
+    counts = f"{title}: {better:,} rows better in b, {worse:,} worse. "
     return note(counts, show_button("show them", source=source.key, outcome="mixed"))
 
 

@@ -18,7 +18,7 @@ from rl_reasoner.evaluation.formatting import (
     short_number,
     span,
 )
-from rl_reasoner.evaluation.labels import set_title, split_label
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.evaluation.learning_alarms import Metrics
 from rl_reasoner.foreign import mapping, number, printable
 from rl_reasoner.recipe.locations import validate
@@ -35,7 +35,7 @@ from rl_reasoner.report.gain import (
 from rl_reasoner.report.hacking import hacking_alarms_of
 from rl_reasoner.report.html import Child, Element, h, note
 from rl_reasoner.report.rollouts import cut
-from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord
+from rl_reasoner.report.run_data import Evaluation, RunData, SetResult, StageRecord, title_in
 from rl_reasoner.report.stages import learning_alarms_of
 
 _MODES = ("", "chain-forced", "direct-forced", "sampled")
@@ -173,7 +173,7 @@ def _better(run: RunData) -> Element | None:
     return _card(
         "How do two models compare?" if others else question,
         h("p", others, class_="warning") if others else None,
-        h("p", f"{set_title(name)} · {greedy}accuracy", class_="label"),
+        h("p", f"{title_in(run, name)} · {greedy}accuracy", class_="label"),
         h("p", *numbers, class_="numbers"),
         h("ul", [_measure(*each) for each in measures], class_="measures") if measures else None,
         [*_losses(run, name)],
@@ -191,7 +191,9 @@ def _losses(run: RunData, shown: str) -> Iterator[Element]:
         for name, a, b in _measures(*sides) if base != shown else ():
             if moved(a, b) == "fell":
                 way = f"{percent(a.accuracy)} → {percent(b.accuracy)}, {_change(a, b)} "
-                yield h("p", f"{set_title(base)}, {name}: {way}", move_chip(a, b), class_="under")
+                yield h(
+                    "p", f"{title_in(run, base)}, {name}: {way}", move_chip(a, b), class_="under"
+                )
 
 
 def _measures(before: Figures, after: Figures) -> Iterator[tuple[str, SetResult, SetResult]]:

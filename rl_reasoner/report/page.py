@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.evaluation.formatting import duration, fixed, percent, points, short_number, signed
-from rl_reasoner.evaluation.labels import set_title, split_label
+from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.foreign import mapping, printable
 from rl_reasoner.report import charts
 from rl_reasoner.report.charts import Bar, Trace
@@ -38,7 +38,7 @@ from rl_reasoner.report.hacking import hacking_section
 from rl_reasoner.report.html import Child, Element, estimate, folded, h, note, section, table
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.pipeline import pipeline_section
-from rl_reasoner.report.run_data import RunData, SetResult, StageRecord
+from rl_reasoner.report.run_data import RunData, SetResult, StageRecord, title_in
 from rl_reasoner.report.shell import browser_section, shell, show_button
 from rl_reasoner.report.sources import run_sources
 from rl_reasoner.report.stages import alarms_of, figures, stage_section
@@ -76,7 +76,7 @@ def _gain(run: RunData) -> Element | None:
             continue
         both = first.keys() & last.keys()
         if len(both) >= 2 or (first[""].lenient and last[""].lenient):
-            blocks.append(_gain_of_set(base, first, last, cause_of(run), others))
+            blocks.append(_gain_of_set(run, base, first, last, others))
             moves |= {moved(first[mode], last[mode]) for mode in both}
     if not blocks:
         return None
@@ -94,7 +94,7 @@ def _gain(run: RunData) -> Element | None:
     return section("gain", heading, *blocks, note(meaning))
 
 
-def _gain_of_set(base: str, before: Figures, after: Figures, by: str, others: str) -> Element:
+def _gain_of_set(run: RunData, base: str, before: Figures, after: Figures, others: str) -> Element:
     """The change on a set, by mode; `others` is said of it where the ends are two models."""
     rows: list[list[Child]] = []
     for mode in [m for m in before if m in after]:
@@ -113,10 +113,10 @@ def _gain_of_set(base: str, before: Figures, after: Figures, by: str, others: st
         lengths = [fixed(first.mean_length), fixed(last.mean_length)]
         more = signed(last.mean_length - first.mean_length)
         rows.append(["Mean length, tokens", *lengths, more, None, None])
-    headline, *sentences = [others] if others else explain_gain(before, after, by=by)
+    headline, *sentences = [others] if others else explain_gain(before, after, by=cause_of(run))
     return h(
         "div",
-        h("h3", set_title(base)),
+        h("h3", title_in(run, base)),
         h("div", h("p", h("strong", headline)), [h("p", s) for s in sentences], class_="callout"),
         table(["", "Before", "After", "Change", "On the same problems", ""], rows),
     )
@@ -142,13 +142,13 @@ def _results(run: RunData) -> Element | None:
         return None
     results = {n: [(e.name, e.sets[n]) for e in run.evals if n in e.sets] for n in names}
     groups = [
-        (set_title(n), [Bar(label, r.accuracy, r.interval) for label, r in results[n]])
+        (title_in(run, n), [Bar(label, r.accuracy, r.interval) for label, r in results[n]])
         for n in names
     ]
     drawings = [charts.bars("Accuracy", groups, note="lines are 95% intervals")]
     for name in names:
         if curves := [_pass_curve(label, r) for label, r in results[name] if len(r.pass_at) > 1]:
-            drawings.append(charts.pass_at_k_chart(f"pass@k on {set_title(name)}", curves))
+            drawings.append(charts.pass_at_k_chart(f"pass@k on {title_in(run, name)}", curves))
     charts_shown = figures(drawings, "evaluations")
     return section("evaluations", "Evaluations", charts_shown, _results_table(run, names))
 
@@ -170,7 +170,7 @@ def _results_table(run: RunData, names: Sequence[str]) -> Element:
                 length = result.mean_length
                 lengths = [percent(result.truncated), "–" if length is None else fixed(length)]
                 judged = [_accuracy(result), _accuracy(result.lenient)]
-                rows.append([set_title(name), e.name, *counts, *judged, *lengths])
+                rows.append([title_in(run, name), e.name, *counts, *judged, *lengths])
     return table(head, rows, numeric_from=2)
 
 

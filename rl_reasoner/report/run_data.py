@@ -14,6 +14,7 @@ import yaml
 
 from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.labels import set_title
 from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.evaluation.statistics import Interval
 from rl_reasoner.files import read_jsonl
@@ -147,6 +148,11 @@ class RunData:
     def stage_settings(self) -> list[Mapping[str, Any]]:
         """What the recipe says of each of its stages."""
         return _stage_settings(self.recipe)
+
+
+def title_in(run: RunData, name: str) -> str:
+    """What the set `name` is called on the run's page."""
+    return set_title(name, [label for e in run.evals for label in e.sets])
 
 
 def read_run(folder: Path) -> RunData:

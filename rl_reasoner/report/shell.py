@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import count
 from typing import Any
 
 from rl_reasoner.report.browse import EntrySource, pack_content
@@ -135,12 +136,21 @@ def _head(title: str, *, live: bool) -> Element:
 
 
 def _taken_specs(main: Element) -> dict[str, Any]:
-    """The charts' specifications, taken out of their figures."""
-    specs = {}
+    """The charts' specifications by their keys, taken out of their figures.
+
+    Of charts with one key the later ones get a number: each figure shows its own.
+    """
+    specs: dict[str, Any] = {}
     for element in main.iter("figure"):
         spec = element.attrib.pop("data-spec", None)
         if spec is not None:
-            specs[element.get("data-chart", "")] = json.loads(spec)
+            key = first = element.get("data-chart", "")
+            for number in count(2):
+                if key not in specs:
+                    break
+                key = f"{first} ({number})"
+            element.set("data-chart", key)
+            specs[key] = json.loads(spec)
     return specs
 
 

@@ -89,3 +89,14 @@ def test_durations() -> None:
 def test_a_set_in_a_heading_is_called_by_its_file() -> None:
     names = ("gsm8k", "data/splits/val.jsonl", "data/val.jsonl@sampled")
     assert [set_title(name) for name in names] == ["gsm8k", "val", "val@sampled"]
+
+
+def test_sets_of_one_name_are_told_apart_by_their_folders() -> None:
+    names = ["easy/test.jsonl", "hard/test.jsonl", "hard/test.jsonl@sampled", "x/a.csv", "test"]
+    titles = ["easy/test", "hard/test", "hard/test@sampled", "a", "test"]
+    assert [set_title(name, names) for name in names] == titles
+    assert [set_title(name, ["a.csv", "a.json"]) for name in ("a.csv", "a.json")] == [
+        "a.csv",
+        "a.json",
+    ]
+    assert set_title("gsm8k.jsonl", ["gsm8k.jsonl", "gsm8k"]) == "gsm8k.jsonl"
