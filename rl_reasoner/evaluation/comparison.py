@@ -78,7 +78,9 @@ def families(entries: Mapping[str, dict[str, Any]]) -> list[list[dict[str, Any]]
     return [[*entries.values()], *others]
 
 
-def counterparts(rows: Sequence[Row], others: Sequence[Row]) -> list[int | None]:
+def counterparts(
+    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> list[int | None]:
     """For each row the index of its counterpart among the others; None where it has none.
 
     That is the row of the same problem with the same answer. Of several the first is that of the
@@ -90,7 +92,9 @@ def counterparts(rows: Sequence[Row], others: Sequence[Row]) -> list[int | None]
     return [found.pop() if (found := places.get(one)) else None for one in _asked(rows, others)]
 
 
-def _asked(rows: Sequence[Row], beside: Sequence[Row]) -> list[tuple[str, str]]:
+def _asked(
+    rows: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
     """Problem and answer of each row: a text may be there twice, with two answers."""
     return [
         (p, str(r.get("answer", ""))) for p, r in zip(problems(rows, beside), rows, strict=True)
@@ -157,7 +161,8 @@ def _tested(differences: Sequence[float], groups: Sequence[str], *, single: bool
         entry |= {"only_a": only_a, "only_b": only_b}
     else:
         p = sign_flips(differences, groups=groups)
-        entry |= {"test": "paired bootstrap, p by sign flips", "p": p}
+        drawn = not set(differences) <= {-1.0, 0.0, 1.0}  # else `paired_interval` draws nothing
+        entry |= {"test": f"{'paired bootstrap, ' if drawn else ''}p by sign flips", "p": p}
     return {**entry, "detectable": detectable_difference(differences, groups)}
 
 

@@ -287,6 +287,10 @@ def malformed(row: Row) -> str:
     own = [text for text in row.get(_POLICY_TEXTS, ()) if text is not None]
     if not all(isinstance(text, str) for text in (*row["completions"], *own)):
         return "its completions are not all texts"
+    if not all(isinstance(cut, bool) for cut in row["truncated"]):
+        return "its truncated are not all true or false"
+    if not all(count is None or number(count) is not None for count in row["tokens"]):
+        return "its tokens are not all numbers"
     marks = row.get("lenient", row["scores"])
     if not isinstance(marks, list) or len(marks) != lengths["scores"]:
         return f"its lenient marks should be a list of {lengths['scores']}"

@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.judging import malformed
 from rl_reasoner.evaluation.labels import CLEAN, split_label
 from rl_reasoner.evaluation.notebook import result_html
 from rl_reasoner.files import write_json, write_jsonl
-from rl_reasoner.foreign import json_value
+from rl_reasoner.foreign import json_value, mapping
 
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
 
@@ -71,6 +71,9 @@ class EvalResult:
             data = json_value(path.read_bytes())
             result = cls(**{**data, "rows": {}})
             result.table()
+            for name in ("settings", "manifest"):
+                if not isinstance(getattr(result, name), dict):
+                    raise ValueError(f"its {name} are not a mapping")
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(
                 f"{path} is not an evaluation result: give a JSON file that rl-reasoner eval --out "
@@ -97,7 +100,7 @@ class EvalResult:
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """The settings that the set with the label `name` has of its own, in each of its modes."""
-        own = self.settings.get("asked", {}).get(split_label(name)[0], {})
+        own = mapping(mapping(self.settings.get("asked")).get(split_label(name)[0]))
         return {key: value for key, value in own.items() if value is not None}
 
     def table(self) -> str:
@@ -174,11 +177,11 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
     """b against a, paired by problem, for every set that both have.
 
     A set's entry: `problems`, `difference` (b - a), its 95% `interval`, `test` (McNemar's exact one
-    for one completion a problem, else a paired bootstrap), `p`, `p_holm` (adjusted for the number
-    of sets), `detectable` (the least true difference that this many problems would show 4 times in
-    5; None for fewer than 6, which can show none), `flips` (rows whose verdict changed, with
-    reasons), `unlike` (what else the two differ in: name -> their values); where both have lenient
-    marks, `lenient` (the same test of these, its `p_holm` among the lenient ones) and `form`: the
+    for one completion a problem, else sign flips), `p`, `p_holm` (adjusted for the number of sets),
+    `detectable` (the least true difference that this many problems would show 4 times in 5; None
+    for fewer than 6, which can show none), `flips` (rows whose verdict changed, with reasons),
+    `unlike` (what else the two differ in: name -> their values); where both have lenient marks,
+    `lenient` (the same test of these, its `p_holm` among the lenient ones) and `form`: the
     `difference` strict less lenient, its `interval`, the `share` of the strict difference that it
     is (None where the strict one is not clear of 0) and `words`; of several completions
     `pass_at_k`: the same test of pass@k at the largest `k` of both, its `p_holm` among those of

@@ -126,7 +126,7 @@ def _examples(stage: StageRecord) -> Iterator[Element]:
 
 
 def _example(one: Mapping[str, Any]) -> Element:
-    kind = one.get("judge")
+    kind = str(one.get("judge"))
     judge = WORDS[cast(JudgeKind, kind)] if kind in WORDS else ""
     pay = number(mapping(one).get("pay"))
     place = f"step {one.get('step')}, row {one.get('row')}, paid {percent(pay, 0)} of the most"

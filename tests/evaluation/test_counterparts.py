@@ -1,5 +1,6 @@
-"""Rows of two results are paired by problem and answer: a text may be there with two answers."""
+"""Rows of two results, which anybody may have edited, are paired by problem and answer."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,36 @@ def test_the_first_screen_shows_what_was_said_to_the_same_row(tmp_path: Path) ->
     assert "wrong before and right after" in page
     assert '<pre class="example">said to 3: 0</pre>' in page
     assert '<pre class="example">said to 3: 1</pre>' in page
+
+
+def test_an_interval_that_is_not_drawn_is_not_called_a_bootstrap() -> None:
+    a = of([(str(n % 10), "1", 0.0) for n in range(20)])
+    b = of([(str(n % 10), "1", float(n % 10 < 8)) for n in range(20)])
+    assert compare(a, b)["s"]["test"] == "p by sign flips"
+    for result, scores in ((a, [0.0, 0.0]), (b, [0.0, 1.0])):
+        for row in result.rows["s"][:15]:
+            row |= {"scores": scores, "completions": ["x"] * 2, "reasons": [""] * 2}
+    assert compare(a, b)["s"]["test"] == "paired bootstrap, p by sign flips"
+
+
+@pytest.mark.parametrize("name", ["settings", "manifest"])
+def test_a_result_whose_facts_are_a_list_is_none(name: str, tmp_path: Path) -> None:
+    path = of(TWICE).save(tmp_path / "a.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: ["x"]}))
+    with pytest.raises(UserError, match=f"not an evaluation result: .*its {name} are not a mapping"):
+        EvalResult.load(path)
+
+
+def test_settings_of_a_set_that_are_a_list_are_none() -> None:
+    a, b = of(TWICE), of(TWICE)
+    a.settings = {"asked": ["x"]}
+    b.settings = {"asked": {"s": "x"}}
+    assert compare(a, b)["s"]["unlike"] == {}
+
+
+def test_a_judge_that_is_no_name_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "stages" / "1-grpo").mkdir(parents=True)
+    example = {"verdict": "disagrees", "judge": ["x"], "reason": "a sum", "prompt": "1+1?"}
+    line = {"step": 1, "judged": 1, "disagrees": 1, "examples": [example]}
+    (tmp_path / "stages" / "1-grpo" / "hacking.jsonl").write_text(json.dumps(line) + "\n")
+    assert "a sum" in build_page(read_run(tmp_path))

@@ -336,6 +336,8 @@ def test_no_result_is_written_over(cli: Cli, tmp_path: Path) -> None:
         ({"completions": [7]}, "not all texts"),
         ({"scores": []}, "of one length"),
         ({"truncated": None}, "its truncated are missing"),
+        ({"truncated": [None]}, "its truncated are not all true or false"),
+        ({"tokens": ["x"]}, "its tokens are not all numbers"),
         ({"problem": None}, "its problem is missing"),
     ],
 )
