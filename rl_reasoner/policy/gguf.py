@@ -260,7 +260,7 @@ def _left_out(reader: Any, model: Any) -> str:
         return ""
     return (
         f"its weights are {held:,} numbers, and a model of its kind has a place for {placed:,}: "
-        "the others are left out. The policy may be another than the one that was trained"
+        "the others are left out. The policy may not be the one that was trained"
     )
 
 

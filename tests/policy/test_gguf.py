@@ -70,8 +70,7 @@ def write(
 ) -> dict[str, Any]:
     """A llama of one layer; `embedding` and `head` are weights with their precisions.
 
-    `further` and `without` name tensors that are added and left out; of several `parts` the file is
-    the first.
+    `further` tensors are added, those `without` left out; of several `parts` it is the first file.
     """
     tokens = [*special, *ALPHABET, "ĊĊ"]
     writer = gguf.GGUFWriter(file, "llama")
