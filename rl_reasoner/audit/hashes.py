@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from rl_reasoner.audit.findings import (
     AuditFinding,
@@ -23,6 +23,7 @@ from rl_reasoner.audit.findings import (
 )
 from rl_reasoner.audit.versions import maker_of, moved_sets
 from rl_reasoner.dataset.sets import find_set
+from rl_reasoner.errors import first_line
 from rl_reasoner.files import sha256_of
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.lineage import (
@@ -317,28 +318,48 @@ def check_checkpoints(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     last = stage_folders(run, recipe)[trained[-1].name] / "policy"
     if not last.is_dir():
         yield unchecked("weights", f"{last} is not here: is policy/ what the last stage made?")
-    elif other := first_other_tensor(last, run / "policy"):
+        return
+    try:
+        other = first_other_tensor(last, run / "policy")
+    except ValueError as error:
+        yield differs("weights", str(error))
+        return
+    if other:
         yield differs("weights", f"policy/ is not what the last stage made: {other}")
     else:
         yield held("weights", "policy/ has the weights that the last stage made")
 
 
 def first_other_tensor(one: Path, other: Path) -> str | None:
-    """The first tensor by which the safetensors of two folders differ, in words; None for equal."""
+    """The first tensor by which the safetensors of two folders differ, in words; None for equal.
+
+    Raises `ValueError` as `tensor_files` does.
+    """
     a, b = tensor_files(one), tensor_files(other)
     if only := sorted(a.keys() ^ b.keys()):
         return f"{only[0]} is in one of them only"
     for name in a:
         with safe_open(str(a[name]), "pt") as left, safe_open(str(b[name]), "pt") as right:
-            if not torch.equal(left.get_tensor(name), right.get_tensor(name)):
+            if not same_tensors(left.get_tensor(name), right.get_tensor(name)):
                 return f"{name} differs"
     return None
 
 
+def same_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same type and the same values."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """The file of each tensor of a folder's safetensors, by the tensor's name."""
+    """The file of each tensor of a folder's safetensors, by the tensor's name.
+
+    Raises `ValueError` with the name of a file that cannot be read.
+    """
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(file), "pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
+        try:
+            with safe_open(str(file), "pt") as tensors:
+                found |= dict.fromkeys(tensors.keys(), file)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
     return dict(sorted(found.items()))

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from rl_reasoner.audit.findings import AuditFinding, counted, differs, held, unchecked
-from rl_reasoner.audit.hashes import tensor_files
+from rl_reasoner.audit.hashes import same_tensors, tensor_files
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.training.checkpointing.checkpoints import steps_in
 
@@ -156,7 +156,7 @@ def _compare_weights(steps: Steps, found: Likeness) -> None:
     apart, moved = 0.0, 0.0
     for name in then:
         a, b = (_tensor(files[name], name) for files in (then, now))
-        if not torch.equal(a, b):
+        if not same_tensors(a, b):
             found.soft = found.soft or f"after step {steps.last}: the weights {name}"
         apart += _square(a - b)
         moved += _square(a - _tensor(start[name], name)) if name in start else _square(a) * 1e-6
