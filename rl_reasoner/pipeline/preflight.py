@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -330,8 +331,8 @@ def control_cost(recipe: Recipe, stage: GrpoStage, minutes: Mapping[str, float] 
     `minutes` are a forecast's of that stage: of all of it, and of an evaluation at its end.
     """
     arms, sets = len(recipe.controls), len(recipe.evals.sets)
-    steps = arms * stage.steps
-    completions = steps * stage.group.prompts * stage.group.size
+    steps, batches = arms * stage.steps, arms * ceil(stage.steps / stage.loss.iterations)
+    completions = batches * stage.group.prompts * stage.group.size
     again = "once" if arms == 1 else f"{arms} times"
     message = (
         f"{', '.join(recipe.controls)}: stage {stage.name} {again} more, {steps:,} steps with "

@@ -23,7 +23,7 @@ set to zero (12), copies in bf16 or as much again (8)"""
 def seconds_on_cpu(
     shape: Shape, samples: Processor, trains: Processor, load: StepLoad
 ) -> dict[str, float]:
-    """Seconds of a step by part; `samples` and `trains`: the constants of either's precision."""
+    """Seconds of a batch by part; `samples` and `trains`: the constants of either's precision."""
     context = load.mean / 2 + load.prompts / max(1, load.rows)
     alive = load.rows * min(1.0, load.mean / load.longest)
     tokens = load.rows * load.mean

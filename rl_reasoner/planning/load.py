@@ -1,4 +1,4 @@
-"""One step of a grpo stage as a plan sees it: rows, tokens, and which GPUs hold what."""
+"""One batch of a grpo stage as a plan sees it: rows, tokens, and which GPUs hold what."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,24 @@ from rl_reasoner.recipe.stages import GrpoStage
 
 @dataclass(frozen=True)
 class StepLoad:
-    """One step of GRPO: how much is sampled and trained on, and who holds what."""
+    """One batch of GRPO: how much is sampled and trained on, and who holds what."""
 
     gpus: int
     """GPUs that train"""
     rows: int
-    """completions a step"""
+    """completions a batch"""
     longest: int
     """longest completion, in tokens, or longest sequence where the mean counts prompts"""
     mean: float
     """mean tokens of a completion"""
     prompts: float = 0.0
-    """tokens of prompts that are computed, a step: once a group"""
+    """tokens of prompts that are computed, a batch: once a group"""
     engine: int = 1
     """GPUs of one sampling engine (tensor parallel)"""
     passes: float = 2.0
     """forward passes over all rows beside training: old and reference log-probs"""
     iterations: int = 1
+    """optimizer steps on the batch"""
     trained: float = 1.0
     """share of the rows that is trained on: rows without advantage may be left out"""
     shards: int = 1
@@ -65,7 +66,7 @@ def load_of_step(
     servers: int = 0,
     a: Assumed = ASSUMED,
 ) -> StepLoad:
-    """A step of `stage` on so many GPUs; raises `UserError` where groups or engines do not divide.
+    """A batch of `stage` on so many GPUs; raises `UserError` where groups or engines do not divide.
 
     `servers` are the GPUs of a vLLM server, where the stage has one: 0 means as many as train.
     """

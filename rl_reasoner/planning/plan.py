@@ -105,7 +105,8 @@ def plan(recipe: Recipe, gpus: int, gpu: str, servers: int = 0) -> list[Plan]:
             )
         else:
             times, wrong = seconds(shape, sheet, load), breaks(shape, load, sheet)
-        tokens = load.rows * load.mean
+        times = {part: time / load.iterations for part, time in times.items()}
+        tokens = load.rows * load.mean / load.iterations  # a batch lasts for so many steps
         plans.append(
             Plan(stage.name, gpus, gpu, shape, parts, times, tokens, wrong, stage.steps, load)
         )

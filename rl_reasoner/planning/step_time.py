@@ -1,4 +1,4 @@
-"""Seconds of a step by part: a roofline for sampling, FLOPs for training, bytes for the network."""
+"""Seconds of a batch by part: a roofline for sampling, FLOPs for training, bytes for networks."""
 
 from rl_reasoner.planning.gpus import ASSUMED, Assumed, Gpu
 from rl_reasoner.planning.load import StepLoad
@@ -6,8 +6,9 @@ from rl_reasoner.planning.shapes import Shape
 
 
 def seconds(shape: Shape, gpu: Gpu, load: StepLoad, a: Assumed = ASSUMED) -> dict[str, float]:
-    """Seconds of a step by part: sampling, training, log-probs, gathering, weights to the engines.
+    """Seconds of a batch by part: sampling, training, log-probs, gathering, weights to the engines.
 
+    Training is all optimizer steps on the batch (`load.iterations`).
     Gathering (shards over the network) is counted as far as it is longer than what it hides behind.
     """
     sampling = _decoding(shape, gpu, load, a)

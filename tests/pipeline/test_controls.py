@@ -17,6 +17,7 @@ from rl_reasoner.answers import verify
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.statistics import holm
 from rl_reasoner.pipeline.placement import choose_placement
+from rl_reasoner.pipeline.preflight import control_cost
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.recipe.recipe import Recipe
@@ -280,6 +281,14 @@ def test_instructions_have_no_form_but_take_the_random_arm(tmp_path: Path) -> No
     made = recipe(tmp_path, stage, controls=BOTH, **given)
     with pytest.raises(UserError, match="instructions with the template 'plain' asks for no form"):
         prepare(made, choose_placement(made))
+
+
+def test_steps_on_one_batch_cost_its_completions_once(tmp_path: Path) -> None:
+    stage = grpo(steps=5, group={"size": 4, "prompts": 2}, loss={"iterations": 2})
+    made = recipe(tmp_path, stage, controls=["random_reward"])
+    assert made.controlled is not None
+    said = control_cost(made, made.controlled, None).message
+    assert "5 steps with 24 completions" in said, said
 
 
 def test_check_names_the_arms_and_what_they_cost(tmp_path: Path, cli: Cli) -> None:

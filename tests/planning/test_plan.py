@@ -111,6 +111,15 @@ def test_a_recipe_is_planned(tmp_path: Any, capsys: pytest.CaptureFixture[str]) 
     assert "sampled tokens/s" in told and "0.0 GB" not in told and "MB" in told
 
 
+def test_steps_on_one_batch_share_its_sampling(tmp_path: Path) -> None:
+    made = [recipe(tmp_path, grpo(steps=6, loss={"iterations": n})) for n in (2, 6)]
+    few, many = (plan(one, 1, "H100")[0] for one in made)
+    assert few.seconds["sampling"] == pytest.approx(3 * many.seconds["sampling"])
+    assert few.seconds["training"] == pytest.approx(many.seconds["training"])
+    assert few.tokens == pytest.approx(3 * many.tokens)
+    assert few.hours == pytest.approx(6 * few.step / 3600)
+
+
 def test_the_flags_of_a_recipe_are_heard_in_every_spelling() -> None:
     verb = parse_verb(["env", "--steps", "3", "--plan=game_tiny", "--server_gpus", "2"])
     assert (verb.plan, verb.server_gpus, verb.flags) == ("game_tiny", 2, ["--steps", "3"])
