@@ -11,6 +11,7 @@ nothing sampled.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ from rl_reasoner.dataset.conversations import TURNS
 from rl_reasoner.dataset.templates import with_system
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import load_set
+from rl_reasoner.evaluation.judging import Judge, as_given
 from rl_reasoner.evaluation.labels import split_label
 from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.result import EvalResult
@@ -39,6 +41,8 @@ from rl_reasoner.scoring.ledger import entries, files_of, scores_of
 from rl_reasoner.training.advantages import group_relative, positive_weighed
 from rl_reasoner.types import Row
 
+_CHOOSES = ("id", "task")  # columns by which a row's judge is chosen, which all results keep
+_ASKS = ("tests", "instructions")  # as well, where the judge keeps them
 NOT_OF_RUN = "not of the run"
 _CLOSE = 1e-4  # relative: the trainer sums in float32
 
@@ -323,12 +327,23 @@ def _of_result(
         yield differs("results", f"{name} has figures of {unknown[0]}, no set of the recipe")
     elif unknown:
         yield unchecked("results", f"{name}: the problems of {unknown[0]}, no set of the recipe")
+    if other := _other_judge(saved, recipe):
+        yield differs("results", f"{name}: {other}")
+        return
     count = 0
     for label, rows in saved.rows.items():
         wanted = known.get(split_label(label)[0])
         if wanted is None:  # said of the set, or told as a set that was not measured
             continue
-        if other := _first_other(rows, wanted):
+        judge = None
+        with suppress(UserError):  # its file is not here, say
+            judge = Judge(wanted, _judge_in(recipe), recipe.evals.reward_options or None)
+        if here and judge and saved.sets[label].get("reward", judge.name) != judge.name:
+            said = f"was judged by {saved.sets[label]['reward']}, its rows ask for {judge.name}"
+            yield differs("results", f"{name}, {label}: {said}")
+            return
+        exact = here and judge is not None
+        if other := _first_other(rows, judge.kept(wanted) if judge else wanted, exact=exact):
             yield differs("results", f"{name}, {label}: {other}")
             return
         count += len(rows)
@@ -342,16 +357,43 @@ def _of_result(
         yield held("results", f"{name}: {counted(count, 'problem')} as the sets have them")
 
 
-def _first_other(rows: Sequence[Row], wanted: Sequence[Row]) -> str:
-    """The first row that is not the set's, in words; empty for none."""
+def _judge_in(recipe: Recipe) -> str | None:
+    """The reward that judges evaluations by the recipe; None: what each row asks for."""
+    return recipe.evals.reward or ("environment" if recipe.environment else None)
+
+
+def _other_judge(saved: EvalResult, recipe: Recipe) -> str:
+    """What a result says of its judge that is not the recipe's, in words; empty for nothing."""
+    asked = _judge_in(recipe) or "by the rows"
+    named = saved.settings.get("reward", asked)
+    if named != asked:
+        return f"its judge is {named!r:.60}, in the recipe {asked!r}"
+    options = saved.settings.get("reward_options") or {}
+    wanted = json.loads(json.dumps(dict(recipe.evals.reward_options or {}), default=str))
+    return (
+        "" if options == wanted else f"options of its judge are {options}, in the recipe {wanted}"
+    )
+
+
+def _first_other(rows: Sequence[Row], wanted: Sequence[Row], *, exact: bool) -> str:
+    """The first row that is not the set's, in words; empty for none.
+
+    `exact`: `wanted` is all that a result keeps of a row. Else the columns that both have are
+    compared, and those that say who judges.
+    """
     if len(rows) != len(wanted):
         return f"{counted(len(rows), 'problem')}, of {len(wanted):,} in the set"
     for at, (row, given) in enumerate(zip(rows, wanted, strict=True), 1):
-        own = json.loads(json.dumps(given, default=str))
-        keys = [key for key in row if key in own and key != "overlap" and row[key] != own[key]]
-        if keys:
-            there, here = (f"{one[keys[0]]!r:.60}" for one in (row, own))
-            return f"row {at}: {keys[0]} is {there}, in the set {here}"
+        own, there = (as_given(one) for one in (json.loads(json.dumps(given, default=str)), row))
+        own, there = ({"answer": "", **one} for one in (own, there))
+        for key in {**there, **own}:
+            both = key in own and key in there
+            counts = exact or both or key in _CHOOSES or (key in _ASKS and key not in own)
+            if counts and (not both or own[key] != there[key]):
+                said, known = (
+                    f"{one[key]!r:.60}" if key in one else "none" for one in (there, own)
+                )
+                return f"row {at}: {key} is {said}, in the set {known}"
     return ""
 
 

@@ -1,11 +1,17 @@
-"""An audit of a finished run beside whose evaluations a user has put others."""
+"""An audit of a run whose folder a user has added evaluations to, or whose weights are torn."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.publishing.folder import publish_run
 from rl_reasoner.report import write_report
@@ -107,3 +113,71 @@ def test_an_evaluation_that_the_run_writes_has_the_recipes_sets(name: str, copie
         shutil.move(f"run/evals/mine{end}", f"run/evals/{name}{end}")
     said = [finding.said for finding in audit_run(Path("run"), replays=False).of("differs")]
     assert any(f"evals/{name}.json has no figures of modular_test" in one for one in said), said
+
+
+@pytest.mark.parametrize("folder", ["policy", "stages/2-rl/policy"])
+def test_weights_that_are_torn_are_named(folder: str, copied: Path, cli: Cli) -> None:
+    os.truncate(f"run/{folder}/model.safetensors", 2000)
+    ended = cli("audit", "run", "--no-replay")
+    assert ended.code == 1 and "Traceback" not in ended.err
+    audit = audit_run(Path("run"), replays=False)
+    said = [finding.said for finding in audit.of("differs") if finding.part == "weights"]
+    assert any(f"{folder}/model.safetensors cannot be read" in one for one in said), said
+    assert audit.of("held")[-1].part == "report", "what follows is checked"
+
+
+def test_weights_of_another_type_are_others(copied: Path) -> None:
+    for folder, kind in (("policy", torch.bfloat16), ("stages/2-rl/policy", torch.float32)):
+        file = f"run/{folder}/model.safetensors"
+        ones = {name: torch.ones_like(t, dtype=kind) for name, t in load_file(file).items()}
+        save_file(ones, file, metadata={"format": "pt"})
+    said = [finding.said for finding in audit_run(Path("run"), replays=False).of("differs")]
+    assert any("policy/ is not what the last stage made" in one for one in said), said
+
+
+def with_tests(row: dict[str, Any]) -> None:
+    """Judged by what it has, then: by tests that every program passes."""
+    del row["task"], row["id"]
+    row["tests"] = [{"call": "f", "args": [1], "expected": 1}]
+    row["completions"] = ["```python\ndef f(x):\n    return x\n```"]
+
+
+def without_id(row: dict[str, Any]) -> None:
+    del row["id"]
+
+
+def with_more(row: dict[str, Any]) -> None:
+    row["target_length"] = 1
+
+
+@pytest.mark.parametrize("change", [with_tests, without_id, with_more])
+def test_columns_that_the_set_has_not_are_named(
+    change: Callable[[dict[str, Any]], None], copied: Path
+) -> None:
+    result = EvalResult.load("run/evals/after.json")
+    row = result.rows["modular_test"][0]
+    change(row)
+    made = replay(result)  # its figures are those of its rows
+    made.rows["modular_test"][0] = {**row, **made.rows["modular_test"][0]}
+    made.save("run/evals/after.json")
+    said = [finding.said for finding in audit_run(Path("run"), replays=False).of("differs")]
+    words = "its rows ask for math_answer" if change is with_tests else "in the set"
+    named = [one for one in said if one.startswith("evals/after.json, modular_test: ")]
+    assert any(words in one for one in named), said
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "words"),
+    [
+        ("length", {"target": 1}, "its judge is 'length', in the recipe 'by the rows'"),
+        ("by the rows", {"extract": "whole"}, "options of its judge"),
+    ],
+)
+def test_another_judge_than_the_recipes_is_named(
+    reward: str, options: dict[str, Any], words: str, copied: Path
+) -> None:
+    result = EvalResult.load("run/evals/after.json")
+    result.settings |= {"reward": reward, "reward_options": options}
+    result.save("run/evals/after.json")
+    said = [finding.said for finding in audit_run(Path("run"), replays=False).of("differs")]
+    assert any(words in one for one in said), said
