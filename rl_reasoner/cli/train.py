@@ -136,7 +136,7 @@ class TrainVerb:
         other = Path(recipe.run.folder or ".").resolve()
         if self.resume is not None and moved and other != self.resume.resolve():
             raise UserError(
-                f"--run.folder {recipe.run.folder}: a run goes on in its own folder, "
+                f"--run.folder {recipe.run.folder}: a run stays in its own folder, "
                 f"{self.resume}. For another beside it, copy that folder, and resume the copy"
             )
         if self.resume is None and processes.is_main():

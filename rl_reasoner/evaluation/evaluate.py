@@ -69,15 +69,14 @@ def evaluate(
     tools: ToolSettings | None = None,
     environment: EnvironmentSettings | None = None,
 ) -> EvalResult:
-    """Sample and score completions of `policy` (or of the one its name opens) on `sets`.
+    """Sample and score completions of `policy` (or of the one its name opens) on `sets`, or on one.
 
-    A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns; one
-    may stand for a list of one. One sample a problem is greedy, several are drawn at `temperature`
-    (default 1.0). `asked` has the sets with a template or budget of their own; `system` is the
-    system prompt of chats whose rows have none. `reward` judges; by default the one that each row
-    says itself (`judging.judge_of`). `modes` asks for several passes, each with an entry of its
-    own; with it, `samples` counts for the mode "sampled". `cache` is a folder that keeps what
-    was drawn (see `rollout.cache`).
+    A set is the name of one that is here, a file or a hub id, or a `FileData` with its columns. One
+    sample a problem is greedy, several are drawn at `temperature` (default 1.0). `asked` has the
+    sets with a template or budget of their own; `system` is the system prompt of chats whose rows
+    have none. `reward` judges; by default the one that each row says itself (`judging.judge_of`).
+    `modes` asks for several passes, each with an entry of its own; with it, `samples` counts for
+    the mode "sampled". `cache` is a folder that keeps what was drawn (see `rollout.cache`).
     `trained_on`: rows that the policy was trained on; overlaps are counted, the rest is `@clean`.
     `weights`: bfloat16 and int8 round them, auto may. `tools` may be called in it, an `environment`
     answers its turns and judges where no reward does. Raises `UserError`.

@@ -174,7 +174,7 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
     "resume elsewhere": (
         no,
         ("train", "--resume", "run", "--run.folder", "fork", "--sft.steps", "9"),
-        ("--run.folder fork: a run goes on in its own folder, run",),
+        ("--run.folder fork: a run stays in its own folder, run",),
     ),
     "eval: column without a name": (
         file("cells.csv", "0,1\n1+1=,2\n"),
