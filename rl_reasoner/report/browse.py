@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.foreign import number, printable
 from rl_reasoner.report.rollouts import CallTurn, Sample, cut
 
@@ -179,13 +180,15 @@ def evaluated(
 ) -> Iterator[Entry]:
     """The completions in an evaluation's rows as entries; `label` names the evaluation.
 
-    A group is a problem, whatever its place: two evaluations are paired by it.
+    A group is a problem with its answer, whatever its place: two evaluations are paired by it. Of
+    an environment, whose rows may ask alike, it is the row that was opened.
     """
     times: Counter[str] = Counter()
     for row in rows:
-        problem = cut(row.get("problem"))
-        index = times[problem]
-        times[problem] += 1
+        problem, answer = cut(row.get("problem")), cut(row.get("answer"))
+        group = f"{row.get(OPENED) or problem}:{answer}"
+        index = times[group]
+        times[group] += 1
         for place, completion in enumerate(_list(row, "completions")):
             score = number(_at(row, "scores", place))
             reason = str(_at(row, "reasons", place) or "")
@@ -196,9 +199,9 @@ def evaluated(
                 said.append(("lenient", mark, str(leniently), "score"))
             yield Entry(
                 where=label,
-                group=f"{index}:{problem}",
+                group=f"{index}:{group}",
                 prompt=problem,
-                answer=cut(row.get("answer")),
+                answer=answer,
                 completion=cut(completion),
                 reward=score,
                 advantage=None,
