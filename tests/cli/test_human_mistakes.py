@@ -84,7 +84,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (*TRAIN, "--run.folder", "runs/one"): "the run folder runs/one exists already",
     (*TRAIN, "--run.report_to", "wandbb"): "Did you mean 'wandb'?",
     (*TRAIN, "--trainer.sed", "3"): "--trainer.sed 3: stage grpo: GRPOConfig has no argument 'sed'",
-    (*TRAIN, "--trainer.algorithm", "grpo"): "trainer.algorithm is what the recipe's loss.algorithm sets",
+    (*TRAIN, "--trainer.algorithm", "grpo"): "is what the recipe's loss.algorithm sets",
     (*TRAIN, "--until", "grop"): "Did you mean 'grpo'?",
     ("check", "quickstrat"): "Did you mean 'quickstart'?",
     ("eval", "scratch:moe-tiny", "--sets", "modular_tst"): "Did you mean 'modular_test'?",
