@@ -4,10 +4,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +21,7 @@ from rl_reasoner.judging.trial import is_judge, try_judge
 from rl_reasoner.judging.verdicts import Points, Void, discord, read_points
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.limits import Limits
-from rl_reasoner.scoring.registry import import_module_of, load_reward
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.testing.kit import check_reward, examine
 from rl_reasoner.types import Fault, Rollout, Score
 
@@ -309,24 +307,6 @@ def test_other_functions_and_edited_ones_are_asked_anew(tmp_path: Path) -> None:
     assert [value(says(4)), value(says(0)), value(says(4))] == [1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("by_name", [True, False])
-def test_a_judge_is_asked_anew_when_its_helper_is_edited(by_name: bool, tmp_path: Path) -> None:
-    asked = "import json, worth\n\ndef ask(m, s): return json.dumps({'points': worth.POINTS})\n"
-    (tmp_path / "asked.py").write_text(asked)
-    reference, values = f"{tmp_path}/asked.py:ask", []
-    for points in (4, 0):
-        told = {"correct": points, "sound": points}
-        (tmp_path / "worth.py").write_text(f"POINTS = {told}\n")
-        sys.modules.pop("worth", None)
-        module = import_module_of(f"{tmp_path}/asked.py", reference)
-        function = reference if by_name else module.ask
-        judge = ModelJudge.of(function=function, cache=str(tmp_path / "cache"))
-        [outcome] = judge.points([("Is 7 prime?", "Yes.", None)])
-        values.append(outcome.value if isinstance(outcome, Score) else outcome)
-    sys.modules.pop("worth", None)
-    assert values == [1.0, 0.0]
-
-
 def test_a_judge_is_the_same_in_every_run_of_a_script(tmp_path: Path) -> None:
     script = """
 import threading
@@ -443,29 +423,6 @@ def test_a_judge_that_draws_says_the_same_again(options: Callable[..., Any]) -> 
     first = ModelJudge.of(**options("drawn")).points(cases)
     assert len({o.value for o in first if isinstance(o, Score)}) > 1
     assert ModelJudge.of(**options("drawn")).points(cases[::-1])[::-1] == first
-
-
-def test_judges_of_one_cache_share_a_limit_while_they_ask(tmp_path: Path) -> None:
-    """The second judge begins in the middle of the first one's questions."""
-    given: dict[str, Any] = {"max_requests": 6, "cache": str(tmp_path), "rubric": RUBRIC}
-    state = SimpleNamespace()  # empty when both judges are made: they are one by what it holds
-    lock = threading.Lock()
-
-    def ask(messages: list[dict[str, str]], seed: int) -> str:
-        with lock:
-            state.asked += 1
-            first = state.asked == 1
-        if first:
-            state.second = second.points(_cases("second", 6))
-        return '{"points": {"right": 4}}'
-
-    first = ModelJudge.of(function=ask, **given)
-    second = ModelJudge.of(function=ask, **given)
-    state.asked = 0
-    outcomes = first.points(_cases("first", 4))
-    assert all(isinstance(outcome, Score) for outcome in outcomes)
-    refused = [outcome.message for outcome in state.second if isinstance(outcome, Fault)]
-    assert refused == ["judge: max_requests of 6 are spent"] * 4 and state.asked == 6
 
 
 def _cases(name: str, count: int) -> list[tuple[str, str, None]]:
