@@ -42,7 +42,7 @@ conformance: .venv/dev  ## trl's own tests of its GRPO trainer, on ours; TRL is 
 	$(PY) tests/conformance $(TRL)
 
 resume-matrix: .venv/dev  ## kill -9 and resume at every point of the matrix; `make test` has some of them
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training tests/pipeline tests/judging tests/distributed tests/project/test_real.py tests/project/test_splits.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m matrix tests/training tests/pipeline tests/judging tests/distributed tests/project/test_real.py tests/project/test_real_run.py tests/project/test_splits.py
 
 properties: .venv/dev  ## the property tests with a thousand fresh examples each; `make test` draws the same at each run
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m hypothesis --hypothesis-profile fresh

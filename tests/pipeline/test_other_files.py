@@ -140,7 +140,7 @@ def test_another_rubric_or_function_of_a_judge_is_run_again(
 ) -> None:
     wanted = judged(tmp_path)
     run = train(wanted, quiet=True).folder
-    results = (Path("stages/1-grpo/done.json"), Path("evals/before.json"))
+    results = (Path("stages/1-grpo/lock.json"), Path("evals/before.json"))
     made = [(run / name).read_bytes() for name in results]
     train(wanted, resume=run, quiet=True)
     assert [(run / name).read_bytes() for name in results] == made and stands(run)

@@ -373,6 +373,7 @@ def test_a_reward_that_breaks_down_ends_the_run_and_can_be_mended(
     held_against(whole, tmp_path / "run")
 
 
+@pytest.mark.matrix
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     """What was drawn before the kill is not drawn again; nothing of it is left behind."""
     stock(tmp_path)

@@ -126,7 +126,8 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
     assert both.code == 2 and "--tools is none" in both.err
 
 
-@pytest.mark.parametrize("overlap", ["off", pytest.param("one_step", marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("overlap", ["off", "one_step"])
 def test_the_same_in_the_middle_of_a_turn_after_kill_9(overlap: str, room: Path) -> None:
     """Killed while completions are sampled and tools run; the weights are those of a whole run.
 

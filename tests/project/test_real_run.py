@@ -45,7 +45,7 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, script, "word_problems_moe", "--seed", "3", *flags]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_and_its_results_are_written(
     command: list[str], tmp_path: Path

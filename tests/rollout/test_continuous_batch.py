@@ -53,8 +53,7 @@ def alone(model: Any, prompts: list[list[int]], keys: Any, sampling: Any) -> lis
     ]
 
 
-@pytest.mark.parametrize("late", [0, 1])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("temperature", "late"), [(0.0, 0), (1.0, 1)])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3_moe"])
 def test_rows_that_enter_late_have_the_tokens_that_they_have_alone(
     kind: str, temperature: float, late: int, monkeypatch: pytest.MonkeyPatch

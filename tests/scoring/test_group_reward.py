@@ -113,18 +113,18 @@ def test_a_group_that_kills_its_worker(places: Reward) -> None:
     assert values(outcomes) == [0.0, 2.0, "crash", "crash"], "the others are tried again, whole"
 
 
-@pytest.mark.parametrize(("name", "batch_s"), [("places", 60.0), ("at_once", 20.0)])
+@pytest.mark.parametrize(("name", "batch_s"), [("places", 60.0), ("at_once", 10.0)])
 def test_a_group_that_hangs_is_late_alone(
     name: str, batch_s: float, places: Reward, tmp_path: Path
 ) -> None:
     """The others have their scores, in whichever order the rows of groups come."""
     fn = load_reward(f"{tmp_path}/ranking.py:{name}", {})
     columns = {"prompts": ["p", "q", "r", "p", "q", "r"], "answer": ["1"] * 6}
-    limits = Limits(timeout_s=3.0, batch_timeout_s=batch_s)
+    limits = Limits(timeout_s=2.0, batch_timeout_s=batch_s)
     outcomes = score_batch(fn, ["hang", "a", "bb", "x", "bb", "a"], columns, limits)
     assert values(outcomes) == ["timeout", 0.0, 1.0, "timeout", 1.0, 0.0]
     late = outcomes[0]
-    assert isinstance(late, Fault) and "within 3 s" in late.message
+    assert isinstance(late, Fault) and "within 2 s" in late.message
 
 
 def test_groups_of_an_asynchronous_reward_are_judged_together() -> None:

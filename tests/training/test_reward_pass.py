@@ -216,6 +216,7 @@ def noisy_batch(completions: list[str], **columns: Any) -> list[float]:
     return [random.random() + numpy.random.rand() for _ in completions]
 
 
+@pytest.mark.matrix
 def test_rewards_that_draw_at_random_are_the_same_after_a_resume(
     folder: Path, tmp_path: Path
 ) -> None:
