@@ -47,8 +47,8 @@ def shown_interval(figures: dict[str, Any], *, sign: str = "") -> str:
     return f"[{low}, {high}]" if sign else f"[{low}%, {high}%]"
 
 
-def rows_of_real_runs() -> Iterator[str]:
-    """The table's rows, made of the files of results."""
+def rows_of_real_runs(*, lenient: bool) -> Iterator[str]:
+    """The table's rows, made of the files of results; `lenient`: with the lenient judge's gain."""
     for file in sorted((ROOT / "benchmarks/real/results").glob("word_problems_smollm2-[0-9].json")):
         results = json.loads(file.read_text(encoding="utf-8"))
         for name, decoding in (
@@ -63,7 +63,8 @@ def rows_of_real_runs() -> Iterator[str]:
                 for one in (paired, paired["lenient"])
             ]
             p = "p < 0.001" if paired["p"] < 0.001 else f"p {paired['p']:.3f}"
-            cells = [str(results["seed"]), decoding, *cells, f"{moved[0]}, {p}", moved[1]]
+            cells = [str(results["seed"]), decoding, *cells, f"{moved[0]}, {p}"]
+            cells += [moved[1]] if lenient else []
             yield f"| {' | '.join(cells)} |"
 
 
@@ -71,7 +72,7 @@ def rows_of_real_runs() -> Iterator[str]:
 def test_the_table_of_the_real_model_is_that_of_the_results(document: str) -> None:
     table = [line for line in read(document).splitlines() if "p < 0.001" in line or ", p 0" in line]
     shown = [line for line in table if re.match(r"\| \d+ \| (greedy|sampled)", line)]
-    assert shown == [*rows_of_real_runs()]
+    assert shown == [*rows_of_real_runs(lenient=document != ENGLISH)]
 
 
 def test_the_quickstart_has_the_figures_of_the_recipes_page() -> None:
