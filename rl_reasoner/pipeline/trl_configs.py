@@ -113,6 +113,7 @@ def _common(
         "project": project_of(recipe.name),
         "run_name": f"{folder.parent.parent.name}/{folder.name}",
         "disable_tqdm": True,
+        "log_level_replica": "error",  # as in the main process: else a tied head "is missing"
         **_parallel(recipe, stage, placement),
     }
 

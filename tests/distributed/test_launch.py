@@ -23,6 +23,7 @@ ADAPTED = {"source": "scratch:moe-tiny", "lora": {"rank": 2}}
     ("parallel", "stages", "policy"),
     [
         ("ddp", (STEPS,), "scratch:moe-tiny"),
+        pytest.param("ddp", (STEPS,), "scratch:dense-tiny", marks=pytest.mark.matrix, id="tied"),
         pytest.param("fsdp", (STEPS,), "scratch:moe-tiny", marks=pytest.mark.matrix),
         pytest.param("fsdp", (sft(), STEPS), "scratch:moe-tiny", marks=pytest.mark.matrix),
         pytest.param("fsdp", (STEPS,), ADAPTED, marks=pytest.mark.matrix, id="adapter"),
@@ -44,6 +45,7 @@ def test_a_process_that_is_killed_ends_the_job_with_one_message_and_it_goes_on_e
     assert "Traceback" not in ended.stderr
     continued = ran("--resume", run, "--launch", 2)
     assert continued.returncode == 0, continued.stderr
+    assert "missing keys" not in continued.stderr, "of a head that is tied"
     assert same(run / "policy", tmp_path / "whole/run/policy")
 
 
