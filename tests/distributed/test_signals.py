@@ -104,13 +104,8 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
     started.launcher.wait()
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.matrix),
-    ],
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_step_longer_than_torch_waits_is_waited_for(job: Job, number: signal.Signals) -> None:
     job.launcher.send_signal(number)
     assert job.launcher.wait(120) == 130

@@ -53,7 +53,12 @@ def test_the_first_step_is_on_policy_and_the_others_one_step_off(tmp_path: Path)
     ("policy", "at", "changes"),
     [
         pytest.param(DENSE, 5, {}, marks=pytest.mark.matrix),
-        (DENSE, 6, {"steps_per_generation": 4, "num_iterations": 2, "save_steps": 3}),
+        pytest.param(
+            DENSE,
+            6,
+            {"steps_per_generation": 4, "num_iterations": 2, "save_steps": 3},
+            marks=pytest.mark.matrix,
+        ),
         pytest.param(
             DENSE, 5, {"prompt_schedule": True, "dynamic_sampling": 1}, marks=pytest.mark.matrix
         ),

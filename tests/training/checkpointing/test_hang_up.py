@@ -30,7 +30,7 @@ SLOW = REWARD.replace("from rl_reasoner", "import time\n\nfrom rl_reasoner", 1).
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", ["terminal", "pipe"])
+@pytest.mark.parametrize("of", [pytest.param("terminal", marks=pytest.mark.matrix), "pipe"])
 def test_a_run_whose_log_has_no_reader_stops_with_a_checkpoint(of: str, tmp_path: Path) -> None:
     source = SLOW.replace("    time.sleep", "    print('judging', flush=True)\n    time.sleep")
     made = recipe(tmp_path, grpo(steps=6), source=source, evals={"sets": ()})
