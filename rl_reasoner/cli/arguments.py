@@ -151,8 +151,10 @@ def data_of(name: str, given: Mapping[str, Any]) -> "FileData":
     from rl_reasoner.dataset.sets import set_data
     from rl_reasoner.recipe.data import FileData
 
-    named = {ours: str(theirs) for ours, theirs in given.get("columns", {}).items()}
-    return FileData.model_validate({**set_data(name).model_dump(), **given, "columns": named})
+    if "columns" in given:
+        named = {ours: str(theirs) for ours, theirs in given["columns"].items()}
+        given = {**given, "columns": named}
+    return FileData.model_validate({**set_data(name).model_dump(), **given})
 
 
 def check_writable(path: Path) -> Path:

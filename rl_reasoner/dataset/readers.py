@@ -116,7 +116,7 @@ def _narrow_columns(schema: Any) -> dict[str, Any]:
 
 def _as_written(row: Row, narrow: Mapping[str, Any]) -> Row:
     """The row with its narrow numbers as they are written: 0.1 of 32 bits is 0.100000001 in 64."""
-    found = {name: kind(row[name]) for name, kind in narrow.items() if row[name] is not None}
+    found = {name: kind(row[name]) for name, kind in narrow.items() if row.get(name) is not None}
     return {**row, **{name: float(str(value)) for name, value in found.items()}}
 
 

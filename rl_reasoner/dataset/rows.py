@@ -17,6 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from rl_reasoner.answers import verify
 from rl_reasoner.dataset.code_rows import code_row, columns_of
 from rl_reasoner.dataset.conversations import plain_row
 from rl_reasoner.dataset.sets import check_set, read_rows
@@ -133,7 +134,8 @@ def _mixed(data: MixData) -> list[Row]:
 def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
     """The rows of each source without those whose problem has another answer in an earlier file.
 
-    Within a file they are found already. Rows of tasks and of the run itself are right.
+    Within a file they are found already, and files may write one number in two ways. Rows of tasks
+    and of the run itself are right.
     """
     answers: dict[tuple[str, ...], tuple[str, str]] = {}
     kept = []
@@ -144,9 +146,9 @@ def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
         good, problems = [], []
         for row in part:
             answer = row.get("answer")
-            key = _asked_as(row, row.get("template"))
+            key = (*_asked_as(row, row.get("template")), str(row.get("rewards")))
             first, file = answers.setdefault(key, (answer, source.path)) if answer else (answer, "")
-            if first == answer:
+            if first == answer or verify(f"\\boxed{{{answer}}}", str(first)).value != 0.0:
                 good.append(row)
             else:
                 problems.append(

@@ -6,6 +6,7 @@ once; then resets and steps of episodes by number, one call at a time.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ _BYTES_A_CHAR = 12  # of JSON, at most
 _MESSAGES = 16  # in one reply: more is a mistake
 
 
+_GUARD = re.compile(r"^if __name__ ?== ?[\"']__main__", re.MULTILINE)
 PackedEnvironment = str | Mapping[str, Any]
 """What another process needs to have an environment: a reference, or a copy of its class."""
 
@@ -51,17 +53,25 @@ def pack_environment(given: str | Factory) -> PackedEnvironment:
     module = str(getattr(given, "__module__", None))
     space: Any = sys.modules.get(module)
     nested = "<" in name or "." in name
-    if module == "__main__" and not nested:  # to import it would run the script a second time
-        packed = pack_reward(given)
-        if isinstance(packed, str):
-            raise _stays(name, f": {packed}")
-        return packed
-    if nested or module == "__mp_main__" or getattr(space, name, None) is not given:
-        raise _stays(name)
     file_of = getattr(space, "__file__", None)
+    if module in ("__main__", "__mp_main__") and not nested:
+        # to import it would run the script a second time, unless that is guarded
+        packed = pack_reward(given) if module == "__main__" else ""
+        if not isinstance(packed, str):
+            return packed
+        if not _is_guarded(file_of):
+            raise _stays(name, f": {packed}" if packed else "")
+    if nested or getattr(space, name, None) is not given:
+        raise _stays(name)
     spec = getattr(space, "__spec__", None)
     by_name = spec is not None and spec.origin == file_of and spec.name == module
     return f"{module if by_name or not file_of else file_of}:{name}"
+
+
+def _is_guarded(file: object) -> bool:
+    """Whether a script does nothing when it is imported, as far as its main guard says."""
+    path = Path(str(file))
+    return path.is_file() and bool(_GUARD.search(path.read_text(encoding="utf-8")))
 
 
 def unpack_environment(packed: PackedEnvironment) -> str | Factory:

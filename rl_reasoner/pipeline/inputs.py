@@ -137,7 +137,7 @@ def _find_named(
     for index, stage in enumerate(recipe.stages):
         for name in () if isinstance(stage, RowStage) else stage.trainer:
             with field("stages", index, "trainer", name):
-                check_trainer_argument(stage.name, stage.kind, name)
+                check_trainer_argument(stage.name, stage.kind, name, begun=not starts)
         if isinstance(stage, GrpoStage) and stage.vllm:
             with field("stages", index, "vllm"):
                 _check_vllm(stage.vllm)

@@ -10,6 +10,7 @@ recipes and files; nothing of torch.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -198,16 +199,21 @@ def files_of_options(options: Mapping[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str | None] = {}
     for option, value in options.items():
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or option not in (*_CODE_OPTIONS, "rubric", "policy"):
             continue
-        file = Path(value).expanduser()
-        if option in _CODE_OPTIONS:
-            found[value] = _code(value)
-        elif option == "rubric" and file.is_file():
-            found[value] = hash_of(file)
-        elif option == "policy" and file.exists():
-            found[value] = hash_of_source(value, 0)
+        with suppress(OSError, ValueError, RuntimeError):  # other rewards' may be any text
+            file = Path(value).expanduser()
+            if option in _CODE_OPTIONS:
+                found[value] = _code(value)
+            elif option == "rubric" and file.is_file():
+                found[value] = hash_of(file)
+            elif option == "policy" and (file.is_file() or _is_policy(file)):
+                found[value] = hash_of_source(value, 0)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_policy(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "policy/config.json"))
 
 
 def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:

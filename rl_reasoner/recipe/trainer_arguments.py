@@ -88,14 +88,16 @@ def known_arguments(kind: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def check_trainer_argument(stage: str, kind: str, name: str) -> None:
+def check_trainer_argument(stage: str, kind: str, name: str, *, begun: bool = False) -> None:
     """Raise `UserError` where the config of a stage's kind has no argument `name`.
 
-    One that a field of the stage sets goes by that field.
+    One that a field of the stage sets goes by that field; a run that has `begun` keeps it, since
+    earlier versions took it.
     """
     if name in _EACH_STEP:
         raise UserError(f"stage {stage}: trainer.{name} is not to be set: every step is recorded")
-    if field := {**_FIELDS, **_OF_KIND[kind]}.get(name):
+    field = {**_FIELDS, **_OF_KIND[kind]}.get(name)
+    if field and (not begun or name == "algorithm"):
         raise UserError(f"stage {stage}: trainer.{name} is what the recipe's {field} sets")
     known = known_arguments(kind)
     if known and name not in known:

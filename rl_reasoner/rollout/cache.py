@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,7 +27,9 @@ from rl_reasoner.types import Rollout
 _AT_ONCE = 500  # keys of one question to SQLite
 _WAIT_S = 60.0  # for another process that is writing
 _RESERVED = """CREATE TABLE IF NOT EXISTS reserved
-    (key TEXT, owner TEXT, host TEXT, process INTEGER, PRIMARY KEY (owner, key))"""
+    (key TEXT, owner TEXT, host TEXT, process INTEGER, at REAL, PRIMARY KEY (owner, key))"""
+_STALE_S = 3600.0  # after which a block of questions is not under way any more, on any machine
+_OWN: set[str] = set()  # reservations of this process
 
 
 @dataclass(frozen=True)
@@ -118,23 +121,27 @@ class SampleCache:
         """How many of the first `keys` may be sampled; no other process counts on them meanwhile.
 
         `allow` says so of what was sampled and of how many others are sampling now. What a process
-        of this machine left reserved when it was killed is free again.
+        of this machine left reserved when it was killed is free again; of another one, in an hour.
         """
         host, own = platform.node(), uuid.uuid4().hex
         with self._store() as store:
             store.execute(_RESERVED)
             store.execute("BEGIN IMMEDIATE")  # nobody else reserves between the count and our own
-            asked = "SELECT DISTINCT process FROM reserved WHERE host = ?"
-            ended = [(host, pid) for (pid,) in store.execute(asked, (host,)) if not _lives(pid)]
-            store.executemany("DELETE FROM reserved WHERE host = ? AND process = ?", ended)
+            store.execute("DELETE FROM reserved WHERE at < ?", (time.time() - _STALE_S,))
+            asked = "SELECT DISTINCT owner, process FROM reserved WHERE host = ?"
+            here = store.execute(asked, (host,)).fetchall()
+            ended = [(owner,) for owner, pid in here if not _asks(owner, pid)]
+            store.executemany("DELETE FROM reserved WHERE owner = ?", ended)
             asked = "SELECT count(*) FROM reserved WHERE key NOT IN (SELECT key FROM samples)"
             [[under_way]] = store.execute(asked)
             count = max(0, min(len(keys), allow(self._usage(store), int(under_way))))
-            rows = [(key, own, host, os.getpid()) for key in keys[:count]]
-            store.executemany("INSERT INTO reserved VALUES (?, ?, ?, ?)", rows)
+            rows = [(key, own, host, os.getpid(), time.time()) for key in keys[:count]]
+            store.executemany("INSERT INTO reserved VALUES (?, ?, ?, ?, ?)", rows)
+        _OWN.add(own)
         try:
             yield count
         finally:
+            _OWN.discard(own)
             if count:
                 with self._store() as store:
                     store.execute("DELETE FROM reserved WHERE owner = ?", (own,))
@@ -146,8 +153,10 @@ class SampleCache:
         return int(count)
 
 
-def _lives(process: int) -> bool:
-    """Whether a process of this machine is there."""
+def _asks(owner: str, process: int) -> bool:
+    """Whether what `process` of this machine has reserved as `owner` is under way."""
+    if process == os.getpid():  # in a container, the one before may have had the same number
+        return owner in _OWN
     try:
         os.kill(process, 0)
     except ProcessLookupError:

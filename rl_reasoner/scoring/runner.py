@@ -143,13 +143,14 @@ class Runner:
             while waiting:
                 try:
                     seconds = self.limits.timeout_s if single else each
-                    self._request(waiting, call, outcomes, ends, seconds)
+                    self._request(waiting, call, outcomes, ends, seconds, unit_of)
                 except (WorkerLate, WorkerDied) as failure:
                     over = not self.alone or time.monotonic() >= ends
                     # none waits where the process ended after its last reply
                     unit = unit_of[waiting[0]] if waiting else ()
                     for index in [one for one in waiting if over or one in unit]:
-                        outcomes[index] = self._fault(failure, time.monotonic() >= ends)
+                        seconds = self.limits.timeout_s * len(unit_of[index])
+                        outcomes[index] = self._fault(failure, time.monotonic() >= ends, seconds)
                         waiting.popleft()
 
     def _request(
@@ -159,17 +160,19 @@ class Runner:
         outcomes: dict[int, Outcome],
         ends: float,
         each: float,
+        unit_of: Mapping[int, Sequence[int]],
     ) -> None:
         """Send the waiting rows and take their outcomes, each off `waiting`.
 
-        An outcome may take `each` seconds: that of a unit is there with its first row.
+        An outcome may take `each` seconds for each row of its unit, which is there with the first.
         """
         place = self._ready()
         rows = list(waiting)
         try:
             place.send(call.only(rows), min(ends, time.monotonic() + LOAD_S))
             for index in rows:
-                outcomes[index] = place.receive(min(ends, time.monotonic() + each))
+                longest = each * len(unit_of[index])
+                outcomes[index] = place.receive(min(ends, time.monotonic() + longest))
                 waiting.popleft()
             place.finish(min(ends, time.monotonic() + LOAD_S))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -229,7 +232,7 @@ class Runner:
             why,
         )
 
-    def _fault(self, failure: WorkerLate | WorkerDied, over: bool) -> Fault:
+    def _fault(self, failure: WorkerLate | WorkerDied, over: bool, each: float) -> Fault:
         if isinstance(failure, WorkerDied):
             return Fault(f"reward {self.name!r}: its process ended ({failure})", "crash")
         if over:
@@ -238,7 +241,7 @@ class Runner:
         elif "earlier" in str(failure):
             return Fault(f"reward {self.name!r}: {failure}", "timeout")
         else:
-            seconds = self.limits.timeout_s
+            seconds = each
             what = f"no reply within {seconds:g} s"
         return Fault(f"reward {self.name!r}: {what}", "timeout", seconds=seconds)
 

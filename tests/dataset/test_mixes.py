@@ -107,3 +107,12 @@ def test_a_problem_with_another_answer_in_another_file_of_the_mix_is_told(
         assert len(load_rows(MixData.model_validate({"mix": [one, kept]}))) == 2
     assert "has another answer than in" in caplog.text and "1 bad rows are skipped" in caplog.text
     assert len(load_rows(MixData.model_validate({"mix": [one, {**kept, "limit": 1}]}))) == 2
+
+
+def test_one_answer_that_is_written_in_two_ways_is_one(tmp_path: Path) -> None:
+    """As JSON's 4 and a column of floats in Parquet, or a share and a fraction."""
+    one = written(tmp_path, "one.jsonl", '{"problem": "a", "answer": 4}\n')
+    other = '{"problem": "a", "answer": "4.0"}\n{"problem": "b", "answer": "1/2"}\n'
+    third = written(tmp_path, "third.jsonl", '{"problem": "b", "answer": "0.5"}\n')
+    mix = [one, written(tmp_path, "other.jsonl", other), third]
+    assert len(load_rows(MixData.model_validate({"mix": mix}))) == 4

@@ -195,6 +195,14 @@ def test_narrow_numbers_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert verify("\\boxed{12.35}", rows[1]["answer"]).value == 1.0
 
 
+def test_a_saved_data_set_may_show_some_of_its_columns(tmp_path: Path) -> None:
+    hard = arrow.array([0.1], arrow.float32())
+    table = arrow.table({"problem": ["1+1="], "answer": ["2"], "hard": hard})
+    shown = Dataset(table).with_format(None, columns=["problem", "answer"])
+    shown.save_to_disk(str(tmp_path / "saved"))
+    assert load_rows(FileData(path=str(tmp_path / "saved"))) == ROWS[:1]
+
+
 def test_parquet_needs_no_cache_and_may_be_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

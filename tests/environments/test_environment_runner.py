@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -188,6 +189,26 @@ def test_a_class_of_a_script_or_cell_is_copied(saved: bool, tmp_path: Path) -> N
         check=True,
     )
     assert ended.stdout == "once\nok ant 0.5 \n" and "once" not in ended.stderr
+
+
+def test_a_class_of_a_guarded_script_that_cannot_be_copied_is_imported(tmp_path: Path) -> None:
+    """Its guard keeps the script from being run again; without one, it is refused."""
+    locked = SCRIPT.replace("PAY = 0.5", "import threading\nPAY, LOCK = 0.5, threading.Lock()")
+    locked = locked.replace("self.word, PAY,", "self.word, LOCK and PAY,")
+    head, used, rest = locked.partition("from rl_reasoner.environments.apart")
+    guarded = f"{head}if __name__ == '__main__':\n{textwrap.indent(used + rest, '    ')}"
+    for text, out in ((guarded, "ok ant 0.5 \n"), (locked, "")):
+        (tmp_path / "script.py").write_text(text)
+        ended = subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.stdout.endswith(out) and (ended.returncode == 0) == bool(out), ended.stderr
+        assert out or "put it into a file" in ended.stderr
 
 
 def test_a_process_without_memory_takes_no_other_episode_along() -> None:

@@ -10,6 +10,7 @@ from rl_reasoner.pipeline.lineage import (
     differences,
     facts_of,
     files_of_evaluation,
+    files_of_options,
     hash_of,
     with_new_fields,
 )
@@ -158,3 +159,9 @@ def test_the_class_behind_the_environment_of_trl_is_part_of_its_stage(
     assert files_of_evaluation(recipe, recipe.evals) != read
     file.unlink()
     assert "named" not in facts(recipe)
+
+
+@pytest.mark.parametrize("text", ["~~~", "x" * 400, "a\0b", "."])
+def test_options_of_other_rewards_are_texts_whatever_they_are_called(text: str) -> None:
+    names = ("separator", "rubric", "policy", "function", "factory")
+    assert files_of_options(dict.fromkeys(names, text)) == {}

@@ -196,3 +196,26 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         cache.keep([("new", Rollout("text", 1, False))])
     with pytest.raises(UserError, match=told):
         cache.usage()
+
+
+def test_what_was_reserved_by_who_is_gone_is_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that begins anew has the number of its process before; another host is silent."""
+    cache = SampleCache(tmp_path, "m")
+
+    def under_way() -> int:
+        seen: list[int] = []
+        with cache.reserved(["a"], lambda usage, others: seen.append(others) or 1):
+            return seen[0]
+
+    with cache.reserved(["b", "c"], lambda usage, others: 2):
+        assert under_way() == 2
+        monkeypatch.setattr("rl_reasoner.rollout.cache._OWN", set())
+        assert under_way() == 0, "of a process of this number that is gone"
+    monkeypatch.setattr("platform.node", lambda: "elsewhere")
+    with cache.reserved(["d"], lambda usage, others: 1):
+        monkeypatch.setattr("platform.node", lambda: "here")
+        assert under_way() == 1
+        monkeypatch.setattr("rl_reasoner.rollout.cache._STALE_S", -1.0)
+        assert under_way() == 0
