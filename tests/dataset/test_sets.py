@@ -2,6 +2,7 @@
 
 import pytest
 
+from rl_reasoner.cli.arguments import data_of
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.sets import CARDS, card_of, find_set, read_rows, set_data
 from rl_reasoner.evaluation.judging import judge_of
@@ -74,3 +75,10 @@ def test_a_set_without_a_file_comes_from_the_hub(monkeypatch: pytest.MonkeyPatch
     data = set_data("cmath")
     assert data.path == "weitianwen/cmath" and data.columns["answer"] == "golden"
     assert set_data("aime26").path == "aime26", "no place on the hub is known"
+
+
+def test_flags_beside_it_leave_a_public_set_its_own_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rl_reasoner.dataset.sets.find_set", lambda name: None)  # from the hub
+    assert data_of("gsm8k", {"split": "train"}).columns == {"problem": "question"}

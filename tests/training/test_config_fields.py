@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 from rl_reasoner import GRPOConfig, GRPOTrainer
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.trainer_arguments import known_arguments
+from rl_reasoner.recipe.trainer_arguments import check_trainer_argument, known_arguments
 from rl_reasoner.training.packed_forward import settings_obstacle
 from support.places import ROOT
 from support.processes import build
@@ -234,3 +234,11 @@ def test_a_setting_of_another_kind_is_one_clear_error(
 ) -> None:
     with pytest.raises(UserError, match=message):
         GRPOConfig(str(tmp_path), use_cpu=True, **changes)
+
+
+def test_a_run_of_an_earlier_version_keeps_arguments_that_fields_set() -> None:
+    with pytest.raises(UserError, match=r"is what the recipe's optim\.weight_decay sets"):
+        check_trainer_argument("grpo", "grpo", "weight_decay")
+    check_trainer_argument("grpo", "grpo", "weight_decay", begun=True)
+    with pytest.raises(UserError, match=r"loss\.algorithm"):
+        check_trainer_argument("grpo", "grpo", "algorithm", begun=True)
