@@ -192,13 +192,13 @@ def facts_of_environment(environment: EnvironmentSettings) -> dict[str, Any]:
     return {**environment.model_dump(mode="json"), **({"code": code} if code else {})}
 
 
-def files_of_options(options: Mapping[str, Any]) -> dict[str, str]:
+def files_of_options(*used: Mapping[str, Any]) -> dict[str, str]:
     """The hashes of what options name: a judge's function, rubric and policy, a class of trl's.
 
     What has no file here is named by the option alone.
     """
     found: dict[str, str | None] = {}
-    for option, value in options.items():
+    for option, value in (pair for options in used for pair in options.items()):
         if not isinstance(value, str) or option not in (*_CODE_OPTIONS, "rubric", "policy"):
             continue
         with suppress(OSError, ValueError, RuntimeError):  # other rewards' may be any text
@@ -223,7 +223,7 @@ def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:
         used += [spec.options for spec in recipe.rewards.values()]
     if isinstance(stage, RowStage):
         used.append(stage.reward_options)
-    return {name: value for options in used for name, value in files_of_options(options).items()}
+    return files_of_options(*used)
 
 
 def facts_of_turns(recipe: Recipe) -> list[dict[str, Any]]:
@@ -243,9 +243,8 @@ def key_of_evaluation(recipe: Recipe, evals: Evals, made: str) -> str:
 def files_of_evaluation(recipe: Recipe, evals: Evals) -> dict[str, str]:
     """The hash of each set, of the code of a reward of the user's, and of what options name."""
     code = {evals.reward: found} if evals.reward and (found := _code(evals.reward)) else {}
-    named = files_of_options(evals.reward_options)
-    if recipe.environment:
-        named |= files_of_options(recipe.environment.options)
+    played = [recipe.environment.options] if recipe.environment else []
+    named = files_of_options(evals.reward_options, *played)
     return {**{name: hash_of_set(name) for name in evals.sets}, **code, **named}
 
 

@@ -145,7 +145,7 @@ def hashes_of_options(recipe: Recipe) -> dict[str, str]:
     used += [stage.reward_options for stage in recipe.stages if isinstance(stage, RowStage)]
     used += [recipe.evals.reward_options]
     used += [recipe.environment.options] if recipe.environment else []
-    return {name: value for options in used for name, value in files_of_options(options).items()}
+    return files_of_options(*used)
 
 
 def reward_files(recipe: Recipe) -> dict[str, Path]:
