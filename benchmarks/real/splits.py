@@ -16,7 +16,8 @@ no template is in two splits, and each held-out row has a template to itself.
 word_problems_form.jsonl has the training rows whose set gives the equation, with a completion that
 is this equation, its value boxed.
 `mbpp`: its own splits by task id (11 to 510 test, 511 to 600 validation, 601 to 974 train).
-`gsm8k`: its own two files; the last 300 rows of the train file are for validation.
+`gsm8k`: its own two files; the last 300 rows of the train file are for validation. A row's `level`
+is the number of lines of its solution before the answer, for `group.curriculum: levels`.
 `instructions`: generated here, English alone, one or two instructions a prompt.
 Training rows that are copies or near copies of held-out rows, or share half of their runs of 13
 words, are left out, and counted.
@@ -210,11 +211,18 @@ def mbpp(rows: Iterable[Row]) -> tuple[Split, Counts]:
 def gsm8k(train: Sequence[Row], test: Sequence[Row]) -> tuple[Split, Counts]:
     """GSM8K's own files; the last 300 rows of the first (at most half of them) for validation."""
     held = min(300, len(train) // 2)
+    own = [{**row, "level": _lines(row)} for row in train]
     return {
-        "train": list(train[: len(train) - held]),
-        "validation": list(train[len(train) - held :]),
-        "test": list(test),
+        "train": own[: len(own) - held],
+        "validation": own[len(own) - held :],
+        "test": [{**row, "level": _lines(row)} for row in test],
     }, {}
+
+
+def _lines(row: Row) -> int:
+    """Lines of a solution of GSM8K, a step each, without the last: `#### ANSWER`."""
+    lines = [line for line in str(row.get("solution", "")).splitlines() if line.strip()]
+    return max(1, len(lines) - 1)
 
 
 def instructions() -> tuple[Split, Counts]:

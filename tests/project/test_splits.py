@@ -55,7 +55,10 @@ def data(tmp_path: Path) -> Path:
         for n, text in [(3, "shown"), (11, "one way"), (510, "two"), (511, "three"), (601, "four")]
     ]
     same = {"prompt": "Do 11 one way", "tests": ["assert f11(11) == 11"]}
-    texts = [row(f"g-{n}", f"{word} {n} " * 20, str(n)) for n, word in enumerate(GSM8K)]
+    texts = [
+        row(f"g-{n}", f"{word} {n} " * 20, str(n), solution="A step.\n\n" * (n % 3) + f"#### {n}")
+        for n, word in enumerate(GSM8K)
+    ]
     made = {
         "mawps": singles,
         "asdiv": [row("a-0", "Zoe has 2 dice and 3 dice", "5", solution="2+3=5")],
@@ -134,7 +137,10 @@ def test_splits_are_written_counted_and_the_same_again(data: Path, tmp_path: Pat
     [task] = rows_of(out / "mbpp_train.jsonl")  # 974 has the text of 11
     assert task["tests"] == ["assert f601(601) == 601"] and task["tests"][0] in task["problem"]
     assert told["sets"]["mbpp"]["left_out"]["copies_taken_from_train"] == 1
-    assert [len(rows_of(out / f"gsm8k_{part}.jsonl")) for part in problems] == [4, 4, 2]
+    told_steps = {part: rows_of(out / f"gsm8k_{part}.jsonl") for part in problems}
+    assert [len(rows) for rows in told_steps.values()] == [4, 4, 2]
+    for gsm8k in (r for rows in told_steps.values() for r in rows):  # a level is a number of steps
+        assert gsm8k["level"] == max(1, int(gsm8k["answer"]) % 3)
     prompts = rows_of(out / "instructions_test.jsonl")
     assert len(prompts) == 500
     assert {r["language"] for r in prompts} == {"en"} and {r["level"] for r in prompts} == {1, 2}
