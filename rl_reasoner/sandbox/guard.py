@@ -66,12 +66,13 @@ class Guard:
     def __init__(self) -> None:
         self.heard = False
         self._test: ast.Module | None = None
+        self._code: CodeType | None = None
         self._texts: set[str] | None = None
         self._own: set[int] = set()  # threads that have compiled a text of the test's own
 
-    def watch(self, test: ast.Module) -> None:
-        """Begin, for a test that may run what it says to `exec` and in its doctests."""
-        self._test = test
+    def watch(self, test: ast.Module, code: CodeType) -> None:
+        """Begin, for a test that runs as `code`, and what it says to `exec` and in its doctests."""
+        self._test, self._code = test, code
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
@@ -83,7 +84,8 @@ class Guard:
         if event == "exec":
             own = _thread.get_ident() in self._own
             self._own.discard(_thread.get_ident())
-            allowed = own or _may_run(args[0], sys._getframe(1))
+            # The program's constants are there before the test runs.
+            allowed = own or args[0] is self._code or _may_run(args[0], sys._getframe(1))
         elif event == "pickle.find_class":
             allowed = args[1] in _PICKLED.get(args[0], "").split()
         else:

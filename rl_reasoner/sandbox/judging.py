@@ -11,12 +11,13 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from rl_reasoner.sandbox import data
 from rl_reasoner.sandbox.guard import Guard
 from rl_reasoner.sandbox.remote import Channel, Gone, builtin_exception
+from rl_reasoner.sandbox.wanted import Wanted, wanted_names
 
 _SETTLE = "__settle__"
 _TEST = "<test>"  # the file name of the test's code
@@ -58,10 +59,12 @@ def _run_test(test: str, asking: "_Judge") -> str:
         sys.modules["__main__"] = module  # where unittest.main() looks for test cases
         namespace = module.__dict__
         namespace["__builtins__"] = builtins
-        asking.define(tree, namespace)
+        wanted = wanted_names(tree, test)
+        code = compile(ast.fix_missing_locations(_settling(tree)), _TEST, "exec")
+        asking.watch(tree, code)
+        asking.define(wanted, namespace)
         namespace[_SETTLE] = asking.settle
         runners = _remembered_runners(test)
-        code = compile(ast.fix_missing_locations(_settling(tree)), _TEST, "exec")
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
     except AssertionError:
         return "failed"
@@ -137,7 +140,12 @@ class _Judge:
         self._named: set[str] | None = None
         threading.excepthook = self._thread_failed
 
-    def define(self, tree: ast.Module, namespace: dict[str, Any]) -> None:
+    def watch(self, tree: ast.Module, code: CodeType) -> None:
+        """From here on only the test's `code`, and what its text runs, is run once a value came."""
+        self._tree = tree
+        self._guard.watch(tree, code)
+
+    def define(self, wanted: Wanted, namespace: dict[str, Any]) -> None:
         """Put what the test needs and does not define into its namespace.
 
         Builtins stay the judge's own, and so do `_KNOWN` names and standard modules of which the
@@ -146,9 +154,7 @@ class _Judge:
         to its own functions (`check(sorted)`), or else all builtins, or else all `_KNOWN` names, or
         else modules. The others stay the judge's.
         """
-        self._tree = tree
-        self._guard.watch(tree)
-        used, dotted, handed = _names(tree)
+        used, dotted, handed = wanted
         own = {n for n in used if n in _BUILTIN or n in _KNOWN or (n in dotted and n in _MODULES)}
         for name in sorted(own - _BUILTIN):
             at = _KNOWN.get(name)
@@ -445,41 +451,3 @@ def _settle(statement: ast.stmt) -> list[ast.stmt]:
         case ast.Expr(value=ast.Constant()) | ast.ImportFrom(module="__future__"):
             return []  # what must come first
     return [ast.Expr(ast.Call(ast.Name(_SETTLE, ast.Load()), [], []))]
-
-
-def _names(tree: ast.Module) -> tuple[set[str], set[str], set[str]]:
-    """Names a test uses and does not define at its top; of those it takes attributes; it hands on.
-
-    Handed on are the arguments of calls, at the top of the test, of functions it defines itself.
-    """
-    bound = _bound(tree)
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound
-    used = {name for name in used if not name.startswith("__")}
-    dotted = {
-        node.value.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
-    handed: set[str] = set()
-    for statement in tree.body:
-        match statement:
-            case ast.Expr(value=ast.Call(func=ast.Name(id=name), args=args)) if name in bound:
-                handed |= {argument.id for argument in args if isinstance(argument, ast.Name)}
-    return used, dotted, handed & used
-
-
-def _bound(tree: ast.AST) -> set[str]:
-    """Names bound at the top level of a test, not inside its functions and classes."""
-    bound: set[str] = set()
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-            continue
-        if isinstance(node, ast.Lambda):
-            continue
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            bound.add(node.id)
-        bound |= _bound(node)
-    return bound

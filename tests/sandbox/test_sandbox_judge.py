@@ -358,3 +358,31 @@ def f(n):
         "from operator import attrgetter\nassert attrgetter('_owner')(Account('Ada')) == 'Ada'",
     ]  # fmt: skip
     assert sandbox.run(program, tests).verdicts == ["passed"] * len(tests)
+
+
+@pytest.mark.parametrize(
+    ("below", "test"),
+    [
+        ("result = f(2)\nprint(result)", "def check(candidate):\n    result = candidate(1)\n"
+         "    assert result == 2\ncheck(f)"),
+        ("candidate = [1]", "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)"),
+        ("for i in range(3):\n    print(f(i))", "def check(g):\n    for i in range(3):\n"
+         "        assert g(i) == i + 1\ncheck(f)"),
+        ("x, y = 1, 2", "assert all((lambda x: f(x) == x + 1)(y) for y in range(3))"),
+        ("MOD = 7", "y = f(3)\nassert y % MOD == 4"),
+        ("names = ['a']\nf.names = names", "import collections\n"
+         "P = collections.namedtuple('P', names)\nassert f(P(1).a) == 2"),
+        ("COUNT = 0", "class Test:\n    f, COUNT = staticmethod(f), COUNT + 2\n"
+         "assert Test.f(1) == Test.COUNT"),
+    ],
+)  # fmt: skip
+def test_a_programs_plain_globals_do_not_stop_a_test(below: str, test: str) -> None:
+    assert verdict(f"def f(x):\n    return x + 1\n{below}\n", test) == "passed"
+
+
+def test_locals_of_a_test_are_its_own_and_what_a_program_says_is_still_not_run() -> None:
+    other = "def check(f):\n    assert wanted == 3 and f(1) == 2\nwanted = 3\ncheck(lambda x: x + 1)"
+    assert verdict("wanted, f = 4, None", other) == "passed"
+    program = f"said = {FORGERY!r}\ndef f(n): return n\n"
+    for test in ("assert eval(said) == 3", "exec(said)\nassert f(2) == 3"):
+        assert verdict(program, test) in ("error", "failed")
