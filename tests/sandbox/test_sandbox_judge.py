@@ -381,8 +381,8 @@ def test_a_programs_plain_globals_do_not_stop_a_test(below: str, test: str) -> N
 
 
 def test_locals_of_a_test_are_its_own_and_what_a_program_says_is_still_not_run() -> None:
-    other = "def check(f):\n    assert wanted == 3 and f(1) == 2\nwanted = 3\ncheck(lambda x: x + 1)"
-    assert verdict("wanted, f = 4, None", other) == "passed"
+    test = "def check(f):\n    assert wanted == 3 and f(1) == 2\nwanted = 3\ncheck(lambda x: x + 1)"
+    assert verdict("wanted, f = 4, None", test) == "passed"
     program = f"said = {FORGERY!r}\ndef f(n): return n\n"
     for test in ("assert eval(said) == 3", "exec(said)\nassert f(2) == 3"):
         assert verdict(program, test) in ("error", "failed")
