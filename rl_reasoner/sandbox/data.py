@@ -1,7 +1,7 @@
 """Plain data on the wire between the host, a judge and a program.
 
 Values travel as JSON trees in which every JSON object is a tag for what JSON lacks (tuples, sets,
-dictionaries with any keys, bytes, large integers ...). The encoder may run inside a hostile
+dictionaries with any keys, bytes, dates, large integers ...). The encoder may run inside a hostile
 program: what it says is only ever an answer, so it is free to be generous with subclasses. The
 decoder and `equal_trees` run on the safe side: they trust nothing, execute nothing of the value,
 and `equal_trees` never builds a hash table from a hostile value's own hashes. Knows nothing of the
@@ -14,7 +14,9 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -82,6 +84,10 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
         return {"q": [encode(value.numerator), encode(value.denominator)]}
     if isinstance(value, Decimal):
         return {"D": str(value)}
+    if isinstance(value, deque):
+        return {"Q": [encode(item, refer, depth) for item in deque.__iter__(value)]}
+    if isinstance(value, (date, timedelta)):
+        return {"w": _when_told(value)}
     if isinstance(value, type) and value in _BUILTIN_TYPES:
         return {"T": value.__name__}
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
@@ -119,6 +125,8 @@ def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float
             for some in _portions(_items(body), until):
                 table.update((_decode(k, refer, until), _decode(v, refer, until)) for k, v in some)
             return table
+        if tag == "Q":
+            return deque(_decode(item, refer, until) for item in _items(body))
         if tag in ("s", "f"):
             members: set[Any] = set()
             for some in _portions(_items(body), until):
@@ -130,7 +138,7 @@ def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float
             return _SCALARS[tag](body)
         if tag == "a":
             return array(body) if refer is not None else _decode(nested_lists(body), None, until)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise Malformed(f"bad {tag!r}") from error
     if refer is None:
         raise Malformed(f"unknown tag {tag!r}")
@@ -210,7 +218,7 @@ def _equal(tree: Tree, expected: Tree, tolerance: float, loose: bool) -> bool:
         return False
     if kind == "number":
         return _numbers_equal(body, wanted, tolerance)
-    if kind in ("list", "t"):
+    if kind in ("list", "t", "Q"):
         return len(body) == len(wanted) and all(
             _equal(a, b, tolerance, loose) for a, b in zip(body, wanted, strict=True)
         )
@@ -239,6 +247,10 @@ def _kind(tree: Tree, loose: bool) -> tuple[str, Any]:
         return "number", _SCALARS[tag](body)
     if tag == "t":
         return "list" if loose else "t", _items(body)
+    if tag == "Q":
+        return tag, _items(body)
+    if tag == "w":
+        return tag, _when(body)
     if tag in ("s", "f"):
         return "s", _items(body)
     if tag == "d":
@@ -324,6 +336,22 @@ def _decimal(body: Any) -> Decimal:
     return number
 
 
+def _when_told(value: date | timedelta) -> Tree:
+    if isinstance(value, timedelta):
+        return ["delta", [value.days, value.seconds, value.microseconds]]
+    if isinstance(value, datetime):
+        return ["time", datetime.isoformat(value)]
+    return ["date", date.isoformat(value)]
+
+
+def _when(body: Any) -> date | timedelta:
+    kind, told = _items(body)
+    if kind == "delta":
+        days, seconds, microseconds = (int(part) for part in _items(told))
+        return timedelta(days, seconds, microseconds)
+    return {"time": datetime, "date": date}[kind].fromisoformat(told)
+
+
 def _bytes(body: Any) -> bytes:
     return base64.b64decode(body, validate=True)
 
@@ -341,5 +369,6 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
     "q": _fraction,
     "D": _decimal,
     "b": _bytes,
+    "w": _when,
     "T": _builtin_type,
 }

@@ -10,6 +10,7 @@ import builtins
 import importlib
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, ModuleType
 from typing import Any
@@ -268,14 +269,14 @@ class _Judge:
         raise self._malformed()
 
     def _note(self, changed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember the arguments that a call has changed: lists, dicts, sets and arrays."""
+        """Remember the arguments that a call has changed: lists, deques, dicts, sets and arrays."""
         try:
             found = [(args[p] if isinstance(p, int) else kwargs[p], tree) for p, tree in changed]
         except (TypeError, ValueError, LookupError) as error:
             raise self._malformed() from error
         changes = [(given, self._decode(tree)) for given, tree in found]
         for given, now in changes:
-            kinds = [kind for kind in (list, dict, set) if isinstance(now, kind)]
+            kinds = [kind for kind in (list, dict, set, deque) if isinstance(now, kind)]
             array = type(given).__module__ == "numpy"  # a program without numpy has it as lists
             if not (array or (kinds and isinstance(given, kinds[0]))):
                 raise self._malformed()
@@ -294,6 +295,9 @@ class _Judge:
         for given, now in changes:
             if isinstance(given, list):
                 given[:] = now
+            elif isinstance(given, deque):
+                given.clear()
+                given.extend(now)
             elif isinstance(given, (dict, set)):
                 given.clear()
                 given.update(now)

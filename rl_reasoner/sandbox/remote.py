@@ -246,7 +246,7 @@ class Server:
         for place, tree in given:
             now: Any = values[place] if isinstance(place, int) else named[place]
             array = type(now).__module__ == "numpy"
-            if (array or isinstance(now, (list, dict, set))) and self._encode(now) != tree:
+            if (array or isinstance(now, (list, dict, set, deque))) and self._encode(now) != tree:
                 changed.append([place, self._encode(now)])
         return value, changed
 

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import math
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, deque, namedtuple
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -21,7 +22,9 @@ KEYS = st.one_of(
     st.frozensets(st.integers(-2, 2), max_size=3),
 )  # fmt: skip
 LEAVES = KEYS | st.complex_numbers(allow_nan=False) | st.fractions() | st.sampled_from(
-    [range(3), int, 10**4000, -(2**63), 2**63, Decimal("1.50")]
+    [range(3), int, 10**4000, -(2**63), 2**63, Decimal("1.50"), deque([1, (2,)]), date(2024, 2, 29),
+     datetime(2024, 2, 29, 12, 30, 1, 5), datetime(2024, 1, 1, tzinfo=timezone(timedelta(0, 60))),
+     timedelta(-1, 5, 7)]
 )  # fmt: skip
 VALUES = st.recursive(
     LEAVES,
@@ -127,6 +130,9 @@ HOSTILE = [
     b'{"q":[1,1.5]}', b'{"D":"1e999999999"}', b'{"D":"sNaN"}', b'{"D":5}', b'{"b":"*"}',
     b'{"b":7}', b'{"r":[1]}', b'{"r":[1,2,0]}', b'{"T":"eval"}', b'{"T":"nothing"}', b'{"h":1}',
     b'{"cb":1}', b'{"a":1,"b":2}', b"{}", b'{"s":[NaN]}', b'{"s":[[1]]}', b'{"t":[{"x":1}]}',
+    b'{"Q":7}', b'{"Q":[{"x":1}]}', b'{"w":7}', b'{"w":["date"]}', b'{"w":["date","7"]}',
+    b'{"w":["date",7]}', b'{"w":["eval","7"]}', b'{"w":[[],7]}', b'{"w":["delta",[7]]}',
+    b'{"w":["delta",[99999999999,0,0]]}', b'{"w":["delta",["a",0,0]]}',
 ]  # fmt: skip
 
 
@@ -142,7 +148,7 @@ def test_what_no_encoder_writes_is_malformed_or_unequal_but_never_an_error(raw: 
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from([*"tdsficqDbrThB", "cb"]), inner, min_size=1, max_size=2),
+    | st.dictionaries(st.sampled_from([*"tdsficqDbrThBQw", "cb"]), inner, min_size=1, max_size=2),
     max_leaves=10,
 ), SMALL)  # fmt: skip
 @settings(max_examples=400)

@@ -386,3 +386,26 @@ def test_locals_of_a_test_are_its_own_and_what_a_program_says_is_still_not_run()
     program = f"said = {FORGERY!r}\ndef f(n): return n\n"
     for test in ("assert eval(said) == 3", "exec(said)\nassert f(2) == 3"):
         assert verdict(program, test) in ("error", "failed")
+
+
+def test_dates_and_deques_are_data_on_both_sides() -> None:
+    program = """
+import datetime
+from collections import deque
+def later(day, days): return day + datetime.timedelta(days)
+def gap(a, b): return b - a
+def turn(q):
+    q.rotate(1)
+    return deque(q)
+"""
+    tests = [
+        "import datetime as d\nassert later(d.date(2024, 2, 28), 2) == d.date(2024, 3, 1)",
+        "from datetime import datetime, timedelta\n"
+        "assert gap(datetime(2024, 1, 1), datetime(2024, 1, 2, 3)) == timedelta(days=1, hours=3)",
+        "q = deque([1, 2, 3])\nassert turn(q) == deque([3, 1, 2])\nassert q[0] == 3",
+        {"call": "turn", "args": [{"_": 1}], "expected": 1},
+    ]
+    assert sandbox.run(program, tests).verdicts == ["passed", "passed", "passed", "error"]
+    assert verdict(program, "import datetime as d\nx = d.date(2024, 1, 1)\n"
+                   "assert later(x, 1) == x") == "failed"  # fmt: skip
+    assert verdict(program, "assert turn(deque([1, 2])) == [2, 1]") == "failed"
