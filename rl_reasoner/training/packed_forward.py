@@ -184,7 +184,8 @@ class PackedForward:
         keep = self._kept(mask, width)
         self.lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         shape = (ids.shape[0], width)
-        while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
+        whole = aux or self.trainer.expert_balance.of_all_rows
+        while (packed := packing.pack(ids, mask, width, keep=keep, whole=whole)) is not None:
             out = self._forward(model, packed, width, aux)
             broken = packed.places[~out.log_probs[0].isfinite()] // width
             if not self._again(bool(len(broken))):
