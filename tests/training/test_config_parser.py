@@ -27,6 +27,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"use_bias_correction_kl": True}),
     ("gspo", {"importance_sampling_level": "token"}),
     ("rloo", {"kl_in": "loss", "kl_estimator": "k3"}),
+    ("gspo", {"epsilon": 0.2}),  # above what is the upper bound then
 ]
 WAYS = ("command line", "file", "both")
 
@@ -123,6 +124,15 @@ def test_a_config_made_of_anothers_values_keeps_what_was_written(tmp_path: Path)
     plain = GRPOConfig(**own)
     assert dataclasses.replace(plain, **again, algorithm="grpo").beta == 0.04
     assert dataclasses.replace(plain, **again, algorithm="dapo").dynamic_sampling == 10
+
+
+def test_ones_own_epsilon_is_not_above_the_algorithms_upper_bound(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"output_dir": str(tmp_path), "report_to": "none", "algorithm": "gspo"}
+    with pytest.raises(UserError) as error:
+        GRPOConfig(**own, epsilon=1e-3)
+    assert str(error.value) == "epsilon is 0.001, above gspo's epsilon_high of 0.0004: set both"
+    assert GRPOConfig(**own, epsilon=1e-4).epsilon_high == 4e-4
+    assert GRPOConfig(**own, epsilon=1e-3, epsilon_high=1e-3).epsilon_high == 1e-3
 
 
 def test_a_subclass_that_is_parsed_sees_plain_values(tmp_path: Path) -> None:
