@@ -195,7 +195,7 @@ def pack(
 
     `input_ids`, `attention_mask`: (B, P + width). `keep` (B,) bool: rows to pack, all by default.
     `whole` also packs the last token of every row, and rows without a completion, which nothing
-    is scored on: the router losses of mixtures of experts count them. None where no row is left.
+    is scored on: the balance of mixtures of experts counts them. None where no row is left.
     """
     edge = input_ids.shape[1] - width
     lengths = attention_mask[:, edge:].sum(1).tolist()

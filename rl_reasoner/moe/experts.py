@@ -164,14 +164,15 @@ def frozen_routers(model: nn.Module) -> Iterator[None]:
 class ExpertLoad:
     """Counts the experts that the routers choose in passes with gradients, by hooks.
 
-    For the tokens of a pass that its attention mask has: padding chooses, too, and teaches nothing.
+    Tokens count as often as the attention mask of a pass says: padding, which chooses too, not at
+    all; a prompt's token in a packed pass once for each row that shares it.
     `take()` gives the shares since the last call: one list of n shares, summing to 1, a layer.
     `take_counts()` gives the counts themselves, by the router's name.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._counts: dict[str, torch.Tensor] = {}
-        self._real: torch.Tensor | None = None  # (tokens,) of the pass that is under way
+        self._times: torch.Tensor | None = None  # (tokens,) of the pass that is under way
         self._handles = [model.register_forward_pre_hook(self._mask_hook(), with_kwargs=True)]
         self._handles += [
             module.register_forward_hook(self._hook(name, expert_count(module)))
@@ -181,9 +182,9 @@ class ExpertLoad:
     def _mask_hook(self) -> Any:
         def begin(model: nn.Module, inputs: Any, given: Mapping[str, Any]) -> None:
             mask = given.get("attention_mask")
-            self._real = None
+            self._times = None
             if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-                self._real = mask.bool().reshape(-1)
+                self._times = mask.long().reshape(-1)
 
         silent_hooks.add(begin)
         return begin
@@ -195,8 +196,8 @@ class ExpertLoad:
             if chosen is None or not torch.is_grad_enabled():  # rollouts do not count
                 return
             chosen = chosen.reshape(-1, chosen.shape[-1])
-            if self._real is not None and len(self._real) == len(chosen):
-                chosen = chosen[self._real.to(chosen.device)]
+            if self._times is not None and len(self._times) == len(chosen):
+                chosen = chosen.repeat_interleave(self._times.to(chosen.device), dim=0)
             counts = torch.bincount(chosen.reshape(-1), minlength=experts).cpu()
             self._counts[name] = self._counts.get(name, torch.zeros_like(counts)) + counts
 

@@ -161,7 +161,8 @@ def algorithm_settings(
     """All fields that the algorithm `name` sets, where the user has `given` some of them.
 
     Raises `UserError` for an unknown name, and for given values that contradict the algorithm, all
-    of them in one error. `shown_as` has the names by which the user knows fields, if not the key.
+    of them in one error; and for one's own `epsilon` above the algorithm's `epsilon_high`.
+    `shown_as` has the names by which the user knows fields, if not the key.
     """
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
@@ -175,10 +176,23 @@ def algorithm_settings(
         raise UserError(
             f"{'; '.join(contradictions)}. Leave out either the algorithm's name or the setting."
         )
+    high = algorithm.usual.get("epsilon_high")
+    if high is not None and "epsilon_high" not in given and _number(given.get("epsilon")) > high:
+        raise UserError(
+            f"epsilon is {given['epsilon']}, above {name}'s epsilon_high of {high}: set both"
+        )
     return {
         **algorithm.fixed,
         **{key: given.get(key, value) for key, value in algorithm.usual.items()},
     }
+
+
+def _number(value: Any) -> float:
+    """What a recipe's value, which nobody has checked yet, comes to; NaN for no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def describe_algorithm(name: str) -> str:

@@ -69,6 +69,8 @@ def apply_flags(recipe: Recipe, flags: Sequence[str]) -> Recipe:
     settings.sort(key=lambda f: (len(f[0]), f[0][-1] not in ("task", "path", "stage", "mix"), f[3]))
     for stage in {path[1] for path, _, _, _ in settings if path[2:] == ("loss", "algorithm")}:
         _open_to_another(recipe, data, int(stage))
+    for stage in {path[1] for path, _, _, _ in settings if path[2:] == ("loss", "epsilon")}:
+        _open_to_epsilon(recipe, data, int(stage))
     for path, value, spelled, _ in settings:
         if problem := _not_there(data, path):
             problems.append(f"{spelled}: {problem}")
@@ -168,6 +170,15 @@ def _open_to_another(recipe: Recipe, data: dict[str, Any], number: int) -> None:
         for name, value in stage.loss.model_dump(mode="json").items()
         if name in said and not (compared and value == getattr(by_itself, name))
     }
+
+
+def _open_to_epsilon(recipe: Recipe, data: dict[str, Any], number: int) -> None:
+    """Take out of a stage's loss its algorithm's `epsilon_high`: it has to suit a new `epsilon`."""
+    stage = recipe.stages[number]
+    if not isinstance(stage, GrpoStage) or stage.loss.algorithm is None:
+        return
+    if stage.loss.epsilon_high == Loss(algorithm=stage.loss.algorithm).epsilon_high:
+        data["stages"][number]["loss"].pop("epsilon_high", None)
 
 
 def _set(data: dict[str, Any], path: FieldPath, value: Any) -> None:

@@ -3,15 +3,19 @@
 Knows no trainer; what a field does is said where it is read (packed_forward, reward_pass, ...).
 """
 
+import argparse
 import math
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import trl
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.recipe.algorithms import algorithm_settings
+from rl_reasoner.recipe.algorithms import ALGORITHMS, algorithm_settings
 from rl_reasoner.rollout.long_prompts import CHOICES
 from rl_reasoner.rollout.sampling_weights import check_choice
 from rl_reasoner.training.advantages import ESTIMATORS
@@ -22,6 +26,29 @@ OVERLAPS = ("off", "one_step")
 
 def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+class _Unset:
+    """What a parser passes for a setting that nobody wrote: `default`, told from the same value."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+    def __repr__(self) -> str:  # in `--help`
+        return str(self.default)
+
+
+class _Written(argparse.Action):
+    """An argument whose value is `_Unset` until a command line, or a parser's file, has one."""
+
+    def __init__(self, option_strings: Any, dest: str, default: Any = None, **kwargs: Any) -> None:
+        unset = default if isinstance(default, _Unset) else _Unset(default)
+        super().__init__(option_strings, dest, default=unset, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Take what was written; `--no_NAME` is False, as of any switch."""
+        negated = str(option).replace("-", "_").startswith("__no_")
+        setattr(namespace, self.dest, False if negated else values)
 
 
 class _RemembersGiven:
@@ -35,10 +62,15 @@ class _RemembersGiven:
         kind: Any = cls
         names = [f.name for f in fields(kind) if f.init]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if len(given) == len(names):  # from a parser, which passes every default too
-            given = {name: value for name, value in given.items() if value != _default(cls, name)}
-        vars(config)[_GIVEN] = given  # no field: a config is compared and saved without it
+        written = {name: value for name, value in given.items() if not isinstance(value, _Unset)}
+        if len(written) == len(names) and not _is_resolved(cls, written):
+            # Of a parser that knows no `_Unset`, or of `replace`: each default is passed too.
+            written = {n: value for n, value in written.items() if value != _default(cls, n)}
+        vars(config)[_GIVEN] = written  # no field: a config is compared and saved without it
         return config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.default if isinstance(value, _Unset) else value)
 
 
 @dataclass
@@ -189,7 +221,40 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
 
 def _default(kind: Any, name: str) -> Any:
     [setting] = [f for f in fields(kind) if f.name == name]
-    return setting.default_factory() if setting.default_factory is not MISSING else setting.default
+    value = setting.default_factory() if setting.default_factory is not MISSING else setting.default
+    return value.default if isinstance(value, _Unset) else value
+
+
+def _is_resolved(kind: Any, values: Mapping[str, Any]) -> bool:
+    """Do all `values` of a config come from one that has had what its algorithm sets?
+
+    They have it, and not by chance: some of it is no default.
+    """
+    algorithm = ALGORITHMS.get(str(values["algorithm"]))
+    fixed = {} if algorithm is None else algorithm.fixed
+    has_all = all(values[name] == value for name, value in fixed.items())
+    return has_all and any(value != _default(kind, name) for name, value in fixed.items())
+
+
+def _tell_what_is_written(kind: Any) -> None:
+    """Have transformers' parsers, trl's too, pass `_Unset` for what an algorithm may set.
+
+    They make arguments of the fields: with the metadata's words, among them the `action`. To a
+    switch that is on they add a second argument, `--no_NAME`, without it: so its default is not
+    `True` itself, and the other name is an alias.
+    """
+    names = {name for one in ALGORITHMS.values() for name in (*one.fixed, *one.usual)}
+    for name in names:
+        setting = copy(kind.__dataclass_fields__[name])  # trl's own class keeps its own
+        told = {**setting.metadata, "action": _Written}
+        if setting.default is True:
+            setting.default = _Unset(True)
+            told["aliases"] = [f"--no_{name}", f"--no-{name.replace('_', '-')}"]
+        setting.metadata = MappingProxyType(told)
+        kind.__dataclass_fields__[name] = setting
+
+
+_tell_what_is_written(GRPOConfig)
 
 
 def _is_number(value: object) -> bool:

@@ -184,7 +184,8 @@ class PackedForward:
         keep = self._kept(mask, width)
         self.lost = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         shape = (ids.shape[0], width)
-        while (packed := packing.pack(ids, mask, width, keep=keep, whole=aux)) is not None:
+        whole = aux or self.trainer.expert_balance.of_all_rows
+        while (packed := packing.pack(ids, mask, width, keep=keep, whole=whole)) is not None:
             out = self._forward(model, packed, width, aux)
             broken = packed.places[~out.log_probs[0].isfinite()] // width
             if not self._again(bool(len(broken))):
@@ -287,9 +288,16 @@ class PackedForward:
             yield
 
     def _filled(self, logps: Tensor, keep: Tensor | None) -> Tensor:
-        """Rows that were not computed get their old log-probs: a ratio of 1, no gradient."""
+        """Rows that were not computed get their old log-probs: a ratio of 1, no gradient.
+
+        So does one that is computed for its zero gradient alone: its old ones may be none of it.
+        """
         old = None if self._inputs is None else self._inputs.get(OLD_LOGPS)
-        return logps if keep is None or old is None else torch.where(keep[:, None], logps, old)
+        if keep is None or old is None or self._inputs is None:
+            return logps
+        moving = keep & moves(self._inputs["advantages"])
+        zeros = torch.where(keep[:, None], logps - logps.detach(), 0.0)
+        return torch.where(moving[:, None], logps, old + zeros)
 
     # ---------------------------------------------------------------------------- the skipping
 

@@ -201,7 +201,7 @@ def test_a_recipe_without_a_name_has_trls_own_defaults(tmp_path: Path) -> None:
 def test_a_recipe_says_contradictions_in_its_own_words() -> None:
     with pytest.raises(ValueError, match="type is 'bnpo', but algorithm 'gspo' has 'grpo'"):
         recipe(algorithm="gspo", type="bnpo")
-    assert Loss.model_validate({"algorithm": "gspo", "epsilon": 0.1}).epsilon == 0.1
+    assert Loss.model_validate({"algorithm": "gspo", "epsilon": 1e-4}).epsilon == 1e-4
 
 
 # ---------------------------------------------------------------------- equal to trl's, or papers

@@ -84,6 +84,20 @@ def test_what_the_recipe_says_itself_is_kept_or_speaks_against_it() -> None:
         apply_flags(recipe, ["--loss.algorithm", "scalerl", "--loss.beta=0", "--loss.type=grpo"])
 
 
+def test_an_epsilon_above_the_algorithms_upper_bound_is_said(two: Recipe) -> None:
+    said = r"epsilon is 0.2, above gspo's epsilon_high of 0.0004: set both"
+    for flags in (["--loss.algorithm", "gspo", "--loss.epsilon", "0.2"], ["--loss.epsilon=0.2"]):
+        named = two if len(flags) > 1 else apply_flags(two, ["--loss.algorithm", "gspo"])
+        with pytest.raises(UserError, match=said):
+            apply_flags(named, flags)
+    for epsilon in (0.2, "2e-1"):
+        with pytest.raises(ValueError, match=r"above gspo's epsilon_high of 0.0004: set both"):
+            Loss.model_validate({"algorithm": "gspo", "epsilon": epsilon})
+    with pytest.raises(ValueError, match="valid number"):
+        Loss.model_validate({"algorithm": "gspo", "epsilon": "small"})
+    assert Loss.model_validate({"algorithm": "gspo", "epsilon": 1e-4}).epsilon_high == 4e-4
+
+
 def test_an_algorithm_is_set_twice_for_one_stage_and_where_there_is_no_loss(two: Recipe) -> None:
     flags = ["--loss.algorithm", "gspo", "--loss.algorithm", "dapo", "--a.loss.algorithm", "rloo"]
     stages = apply_flags(two, flags).stages[1:]
@@ -96,7 +110,8 @@ def test_an_algorithm_is_set_twice_for_one_stage_and_where_there_is_no_loss(two:
     ("loss", "flags", "field", "value"),
     [
         ({"beta": 0.0}, ["--loss.algorithm=rloo"], "beta", 0.0),
-        ({"epsilon": 0.2}, ["--loss.algorithm=gspo"], "epsilon", 0.2),
+        ({"epsilon": 0.2}, ["--loss.algorithm=dapo"], "epsilon", 0.2),
+        ({"epsilon": 0.2, "epsilon_high": 0.3}, ["--loss.algorithm=gspo"], "epsilon", 0.2),
         ({}, ["--loss.algorithm=grpo", "--loss.kl_ratio=no"], "kl_ratio", False),
         ({}, ["--loss.algorithm=dapo", "--loss.beta", ".0"], "beta", 0.0),
     ],

@@ -27,6 +27,7 @@ from rl_reasoner.moe.balance import (
 from rl_reasoner.moe.experts import routers
 from support.mixtures import model_of
 from support.processes import build, same, together, weights
+from support.stock import replay
 from support.tiny import grpo, recipe, sft
 
 # -------------------------------------------------------------------------------- the figures
@@ -172,6 +173,41 @@ def test_the_bias_follows_the_load_of_the_step(tmp_path: Path) -> None:
     for difference in seen:
         assert difference == pytest.approx([0.0] * 8, abs=1e-7)
     assert all(bias.abs().max() > 0 for bias in biases)
+
+
+@pytest.mark.parametrize("changes", [{"router_sequence_loss_coef": 0.1}, {"router_replay": True}])
+def test_a_prompt_counts_for_each_of_its_rows_shared_or_not(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Load, sequence-wise loss, and the bias after a packed step: those of a padded one."""
+    policy = open_policy("scratch:deepseek-tiny", seed=1, device="cpu")
+    policy.save(str(tmp_path / "policy"))
+    texts = ["long as a prompt is " * 4, "and another one, of 17 apples " * 3]
+    loads, biases, losses = [], [], []
+    for shared in (True, False):
+        trainer = build(
+            str(tmp_path / "policy"),
+            tmp_path / "run",
+            kind=replay(GRPOTrainer),
+            columns={"prompt": texts},
+            prompts=2,
+            router_bias_update=0.01,
+            share_prompts=shared,
+            **{**ONE, **changes, "max_steps": 1},
+        )
+        trainer.train()
+        assert trainer.packed_forward.packs == shared
+        loads.append(trainer.last_expert_load)
+        losses.append(trainer.state.log_history[0].get("router_sequence_loss", 0.0))
+        biases.append(
+            [router.e_score_correction_bias.tolist() for _, router in routers(trainer.model)]
+        )
+    assert len(loads[0]) == 2, "layers"
+    for packed, padded in zip(*loads, strict=True):
+        assert packed == pytest.approx(padded, abs=1e-7)
+    assert biases[0] == biases[1] and any(map(any, biases[0]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (losses[0] > 0) == ("router_sequence_loss_coef" in changes)
 
 
 def test_the_bias_counts_rows_without_advantage_too(tmp_path: Path) -> None:

@@ -169,6 +169,19 @@ def test_a_step_without_any_advantage_gives_zero_gradients(
     assert all(a.keys() <= b.keys() for a, b in zip(theirs, logs, strict=True))
 
 
+def test_steps_without_any_advantage_log_what_trl_logs_of_the_ratio(
+    policies: Policies, tmp_path: Path
+) -> None:
+    """Also where the policy has moved since the batch: one row is computed, whose ratio is 1."""
+    name = "vespo/phi_seq_mean"
+    changes = {"loss_type": "vespo", "gradient_accumulation_steps": 1, "steps_per_generation": 3}
+    figures = []
+    for kind in (trl.GRPOTrainer, GRPOTrainer):
+        _, logs, _ = gradients(kind, policies("dense"), tmp_path, always_flat, **changes)
+        figures.append([row[name] for row in logs if name in row])
+    assert len(figures[0]) == 3 and figures[1] == pytest.approx(figures[0])
+
+
 def test_learned_positions_are_those_of_the_row_alone(policies: Policies, tmp_path: Path) -> None:
     """trl passes no positions: left padding shifts them. Ours are equal to rows without padding."""
     opened = open_policy(str(policies("gpt2")), device="cpu")
