@@ -18,7 +18,7 @@ from rl_reasoner.cli.arguments import (
     StageName,
     cell,
     check_writable,
-    parse_options,
+    reward_options_of,
 )
 from rl_reasoner.cli.progress import ProgressBars, told_if_long
 from rl_reasoner.errors import UserError, did_you_mean
@@ -67,7 +67,7 @@ class ScoreVerb:
         target = check_writable(self.out) if self.out else None
         if target is not None and target.resolve().is_relative_to((run / "stages").resolve()):
             raise UserError(f"--out {target}: there lie the run's own files; give another place")
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward, run)
         with told_if_long(f"scoring the completions of {run} again"):
             rescoring = rescore(run, self.reward, self.stage, options)
         if target is not None:
@@ -86,7 +86,7 @@ class ScoreVerb:
         from rl_reasoner.scoring.registry import load_reward
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward)
         loads = [partial(load_reward, name, {}) for name in names]
         loads[0] = partial(load_reward, self.reward, options)
         rows, *functions = _call_all(partial(read_rows, file), *loads)
