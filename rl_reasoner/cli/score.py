@@ -54,12 +54,14 @@ class ScoreVerb:
 
     def run(self) -> None:
         """Score every row, print a table, write all scores."""
-        if (self.file is None) == (self.rescore is None):
-            raise UserError("score what? Give a FILE of completions, or --rescore RUN")
+        if self.file is not None and self.rescore is not None:
+            raise UserError("score what? Give FILE or --rescore RUN, not both")
         if self.rescore is not None:
             self._rescore(self.rescore)
         elif self.file is not None:
             self._score(self.file)
+        else:
+            raise UserError("score what? Give a FILE of completions, or --rescore RUN")
 
     def _rescore(self, run: Path) -> None:
         from rl_reasoner.pipeline.rescore import rescore
@@ -73,6 +75,8 @@ class ScoreVerb:
         if target is not None:
             write_jsonl(target, rescoring.flips)
         summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
+        if rescoring.faults:
+            summary["first_fault"] = excerpt(rescoring.first_fault)
         table = new_table("step", "then", "now", "reason", "completion")
         table.caption = "\n".join(f"{key}: {cell(value)}" for key, value in summary.items())
         table.caption_justify = "left"
@@ -80,6 +84,8 @@ class ScoreVerb:
             values = [str(row["step"]), f"{row['then']:g}", f"{row['now']:g}"]
             table.add_row(*values, Text(excerpt(row["reason"])), Text(row["completion"][-80:]))
         emit(self.json, summary, table)
+        if rescoring.faults and rescoring.faults == rescoring.asked:
+            raise _every_row_failed(self.reward, rescoring.first_fault)
 
     def _score(self, file: str) -> None:
         from rl_reasoner.dataset.sets import read_rows
@@ -115,12 +121,15 @@ class ScoreVerb:
         if self.disagree:
             summary["disagree"] = len(entries)
         emit(self.json, summary, _score_table(entries, rows, summary))
-        from rl_reasoner.scoring.circuit_breaker import RewardsFailed
-
         for name, marks in zip(names, scores, strict=True):
             if marks and all(mark["outcome"] == "fault" for mark in marks):
-                why = excerpt(marks[0]["reason"])
-                raise RewardsFailed(f"{name}: the reward failed on every row: {why}")
+                raise _every_row_failed(name, marks[0]["reason"])
+
+
+def _every_row_failed(reward: str, reason: str) -> Exception:
+    from rl_reasoner.scoring.circuit_breaker import RewardsFailed
+
+    return RewardsFailed(f"{reward}: the reward failed on every row: {excerpt(reason)}")
 
 
 def _call_all(*calls: Callable[[], Any]) -> list[Any]:
