@@ -91,6 +91,8 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (*TRAIN, "--policy", "scratch:moe-tny"): "Did you mean 'scratch:moe-tiny'?",
     (*TRAIN, "--policy", "runs/noe"): "Did you mean 'runs/one'?",
     (*TRAIN, "--run.folder", "runs/one"): "the run folder runs/one exists already",
+    (*TRAIN, "--run.folder", "/proc/x"): "cannot write to the run folder /proc/x: nothing can be "
+    "made in /proc (No such file or directory)",
     (*TRAIN, "--run.report_to", "wandbb"): "Did you mean 'wandb'?",
     (*TRAIN, "--trainer.sed", "3"): "--trainer.sed 3: stage grpo: GRPOConfig has no argument 'sed'",
     (*TRAIN, "--trainer.algorithm", "grpo"): "is what the recipe's loss.algorithm sets",
