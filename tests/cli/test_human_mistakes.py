@@ -91,6 +91,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     (*TRAIN, "--policy", "scratch:moe-tny"): "Did you mean 'scratch:moe-tiny'?",
     (*TRAIN, "--policy", "runs/noe"): "Did you mean 'runs/one'?",
     (*TRAIN, "--run.folder", "runs/one"): "the run folder runs/one exists already",
+    (*TRAIN, "--grpo.steps", 26 * "9"): "stages.2.steps: expected at most 10000000",
     (*TRAIN, "--run.folder", "/proc/x"): "cannot write to the run folder /proc/x: nothing can be "
     "made in /proc (No such file or directory)",
     (*TRAIN, "--run.report_to", "wandbb"): "Did you mean 'wandb'?",
