@@ -164,7 +164,7 @@ class EvalVerb:
         for name in names:
             check_set(name)
             self._check_kept(name)
-        from rl_reasoner.evaluation.evaluate import check_judge, evaluate
+        from rl_reasoner.evaluation.evaluate import check_judge, check_sets, evaluate
 
         options = reward_options_of(self.reward_options, self.reward)
         check_judge(self.reward, options or None)
@@ -175,6 +175,8 @@ class EvalVerb:
         note_template(self.template)
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
+        if environment_of(self.policy) is None:  # it may open rows with columns of its own
+            check_sets(sets, self.reward, options or None, self.limit)
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
         if self.server is not None:

@@ -69,6 +69,14 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("train", "--resume", "runs/one/recipe.yaml"): "is not a run folder: this is a file",
     ("report", "runs/one/.lock"): ".lock is not a run folder: this is a file",
     ("report", "runs/one", "--port", "8080"): "--port: only with --live",
+    (
+        "eval",
+        "scratch:moe-tiny",
+        "--sets",
+        "modular_test",
+        "--reward",
+        "countdown",
+    ): "modular_test: reward 'countdown' needs the column 'numbers'; the rows have id, problem",
     ("compare", "runs/one", "runs/one"): "runs/one is a folder: give a file of runs/one/",
     ("train", "runs"): "runs is a folder: a recipe is a name, a .py or a .yaml file",
     (*TRAIN, "--rewards", "{math_answer: heavy}"): "rewards.math_answer: expected a weight (a "
