@@ -20,7 +20,7 @@ def language(
     completion: str,
     prompt: str,
     language: str | None = Column(),  # type: ignore[assignment]
-    target: str = "",
+    target: str | None = "",
     part: str = "chain",
     opened: bool = False,
 ) -> Score:
@@ -44,7 +44,7 @@ def language(
 
 
 @language.checks
-def _check_options(part: str, target: str, **others: object) -> None:
+def _check_options(part: str, target: str | None, **others: object) -> None:
     check_one_of("part of reward language", part, _PARTS)
     if target not in ("", None):
         check_one_of("target of reward language", target, LANGUAGES)

@@ -40,12 +40,19 @@ def json_value(text: str | bytes) -> Any:
     return value
 
 
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with a text whose bytes are not UTF-8, and what to do."""
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}): save it as UTF-8"
+
+
 def json_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` where there is none that can be read."""
     try:
         value = json_value(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: {not_utf8(error)}") from error
     except ValueError as error:
         raise UserError(f"{file}: not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -99,6 +99,8 @@ def check_run(folder: Path) -> None:
     around = folder.parent.iterdir() if folder.parent.is_dir() else ()
     near = did_you_mean(folder.name, [path.name for path in around if is_run(path)])
     what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+    if folder.is_file():
+        what = "this is a file"
     if (folder / "recipe.yaml").is_file():
         what = _NOT_BEGUN
     raise UserError(f"{folder} is not a run folder: {what}.{near or runs_beside(folder)}")

@@ -6,6 +6,7 @@ Every check comes before any work and raises `UserError`.
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,14 @@ from tyro.conf import FlagCreatePairsOff, arg
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import json_value
 from rl_reasoner.report.console import err
+from rl_reasoner.scoring.option_types import read_option
 
 if TYPE_CHECKING:
     from rl_reasoner.recipe.data import FileData
     from rl_reasoner.recipe.environment import EnvironmentSettings
     from rl_reasoner.recipe.tools import ToolSettings
 
+_REWARD_OPTIONS = "--reward-options"
 # what is left out has no default to show: its help says what then holds
 Flag = FlagCreatePairsOff[Annotated[bool, arg(help_behavior_hint="")]]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
@@ -176,10 +179,7 @@ def parse_options(flag: str, text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     if not text.lstrip().startswith("{"):
-        pairs = [part.partition("=") for part in text.split(",")]
-        if any(not equals for _, equals, _ in pairs):
-            raise UserError(f"{flag} {text!r}: expected a JSON object or NAME=VALUE,NAME=VALUE")
-        return {name.strip(): _value(value.strip()) for name, _, value in pairs}
+        return {name: read_option(value, None) for name, value in _pairs(flag, text).items()}
     try:
         options: Any = json_value(text)
     except ValueError as error:
@@ -189,6 +189,24 @@ def parse_options(flag: str, text: str) -> dict[str, Any]:
     return dict(options)
 
 
+def reward_options_of(text: str, reference: str | None, run: Path | None = None) -> dict[str, Any]:
+    """The values of --reward-options, as they are meant for the reward that is named.
+
+    That of a run may lie in its recipe.
+    """
+    options = parse_options(_REWARD_OPTIONS, text)
+    if reference is None or text.lstrip().startswith("{") or not options:
+        return options
+    from rl_reasoner.recipe.load import load_recipe
+    from rl_reasoner.scoring.registry import options_read
+
+    source = None
+    with suppress(UserError):  # told where the run is read
+        spec = load_recipe(str(run / "recipe.yaml")).rewards.get(reference) if run else None
+        source = spec.source if spec is not None else None
+    return options_read(reference, _pairs(_REWARD_OPTIONS, text), source)
+
+
 def cell(value: object) -> str:
     """`value` for a table's cell: a float with three digits, anything else in full."""
     if isinstance(value, Mapping):
@@ -196,8 +214,9 @@ def cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _value(text: str) -> Any:
-    try:
-        return json_value(text)
-    except ValueError:
-        return text
+def _pairs(flag: str, text: str) -> dict[str, str]:
+    """The texts of NAME=VALUE,NAME=VALUE."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if any(not equals for _, equals, _ in pairs):
+        raise UserError(f"{flag} {text!r}: expected a JSON object or NAME=VALUE,NAME=VALUE")
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -9,7 +9,7 @@ import tyro
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, parse_options
+from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, reward_options_of
 from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError, did_you_mean
@@ -60,7 +60,7 @@ class CheckVerb:
         if self.labelled is not None:
             self._calibrate(self.labelled)
             return
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.target)
         try:
             fn = load_reward(self.target, options)
         except UserError as error:
@@ -100,7 +100,7 @@ class CheckVerb:
             raise UserError(f"--labelled is for the reward judge, not {self.target!r}.{near}")
         if self.data is not None:
             raise UserError("--data is for the test kit: --labelled has its own rows")
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, "judge")
         fn = load_reward("judge", options)  # tells what is no option of it
         reference = bool(options.pop("reference", False))
         rows = read_labels(read_rows(file), file)

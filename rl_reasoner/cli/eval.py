@@ -30,6 +30,7 @@ from rl_reasoner.cli.arguments import (
     note_template,
     parse_options,
     prompt_settings,
+    reward_options_of,
     tool_settings,
     use_data_dir,
 )
@@ -134,7 +135,7 @@ class EvalVerb:
                 "POLICY" if name == "policy" else f"--{name.replace('_', '-')}" for name in unusable
             ]
             raise UserError(f"--replay judges a saved result: it does not take {', '.join(flags)}")
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward)
         return replay(EvalResult.load(file), self.reward, options or None)
 
     def _check_kept(self, name: str) -> None:
@@ -163,9 +164,9 @@ class EvalVerb:
         for name in names:
             check_set(name)
             self._check_kept(name)
-        from rl_reasoner.evaluation.evaluate import check_judge, evaluate
+        from rl_reasoner.evaluation.evaluate import check_judge, check_sets, evaluate
 
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward)
         check_judge(self.reward, options or None)
         self._check_columns(self.policy, options)
         from rl_reasoner.paths import cache_folder
@@ -174,6 +175,8 @@ class EvalVerb:
         note_template(self.template)
         template, system = prompt_settings(self.policy, self.template, self.system)
         tools = tool_settings(self.policy, self.tools, self.tool_format)
+        if environment_of(self.policy) is None:  # it may open rows with columns of its own
+            check_sets(sets, self.reward, options or None, self.limit)
         trained_on = self._training_rows(self.policy)
         policy: Any = self.policy
         if self.server is not None:

@@ -31,6 +31,7 @@ from rl_reasoner.cli.arguments import (
     parse_options,
     prompt_settings,
     refuse_environment,
+    reward_options_of,
     tool_settings,
     use_data_dir,
 )
@@ -140,7 +141,7 @@ class FilterVerb:
             check_range(self.keep, self.samples)
         except ValueError as error:
             raise UserError(f"--keep: {error}") from None
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward)
         check_judge(self.reward, options or None)
         return FilterStage(
             name="filter",

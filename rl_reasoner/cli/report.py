@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Flag, Json, Whole, check_writable
 from rl_reasoner.cli.progress import told_if_long
+from rl_reasoner.errors import UserError
 from rl_reasoner.paths import check_run
 from rl_reasoner.report.console import emit, err, wrapped
 
@@ -31,6 +32,8 @@ class ReportVerb:
         """Write the page and print its path, or serve it and print its address."""
         from rl_reasoner.report import serve_report, write_evaluation, write_report
 
+        if self.port and not self.live:
+            raise UserError("--port: only with --live")
         if self.live:
             check_run(self.source)
             serve_report(self.source, self.port, self._ready)

@@ -18,7 +18,7 @@ from rl_reasoner.cli.arguments import (
     StageName,
     cell,
     check_writable,
-    parse_options,
+    reward_options_of,
 )
 from rl_reasoner.cli.progress import ProgressBars, told_if_long
 from rl_reasoner.errors import UserError, did_you_mean
@@ -54,12 +54,14 @@ class ScoreVerb:
 
     def run(self) -> None:
         """Score every row, print a table, write all scores."""
-        if (self.file is None) == (self.rescore is None):
-            raise UserError("score what? Give a FILE of completions, or --rescore RUN")
+        if self.file is not None and self.rescore is not None:
+            raise UserError("score what? Give FILE or --rescore RUN, not both")
         if self.rescore is not None:
             self._rescore(self.rescore)
         elif self.file is not None:
             self._score(self.file)
+        else:
+            raise UserError("score what? Give a FILE of completions, or --rescore RUN")
 
     def _rescore(self, run: Path) -> None:
         from rl_reasoner.pipeline.rescore import rescore
@@ -67,12 +69,14 @@ class ScoreVerb:
         target = check_writable(self.out) if self.out else None
         if target is not None and target.resolve().is_relative_to((run / "stages").resolve()):
             raise UserError(f"--out {target}: there lie the run's own files; give another place")
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward, run)
         with told_if_long(f"scoring the completions of {run} again"):
             rescoring = rescore(run, self.reward, self.stage, options)
         if target is not None:
             write_jsonl(target, rescoring.flips)
         summary = {"reward": self.reward, "run": str(run), **rescoring.summary()}
+        if rescoring.faults:
+            summary["first_fault"] = excerpt(rescoring.first_fault)
         table = new_table("step", "then", "now", "reason", "completion")
         table.caption = "\n".join(f"{key}: {cell(value)}" for key, value in summary.items())
         table.caption_justify = "left"
@@ -80,13 +84,15 @@ class ScoreVerb:
             values = [str(row["step"]), f"{row['then']:g}", f"{row['now']:g}"]
             table.add_row(*values, Text(excerpt(row["reason"])), Text(row["completion"][-80:]))
         emit(self.json, summary, table)
+        if rescoring.faults and rescoring.faults == rescoring.asked:
+            raise _every_row_failed(self.reward, rescoring.first_fault)
 
     def _score(self, file: str) -> None:
         from rl_reasoner.dataset.sets import read_rows
         from rl_reasoner.scoring.registry import load_reward
 
         names = [self.reward, *([self.disagree] if self.disagree else [])]
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, self.reward)
         loads = [partial(load_reward, name, {}) for name in names]
         loads[0] = partial(load_reward, self.reward, options)
         rows, *functions = _call_all(partial(read_rows, file), *loads)
@@ -115,12 +121,15 @@ class ScoreVerb:
         if self.disagree:
             summary["disagree"] = len(entries)
         emit(self.json, summary, _score_table(entries, rows, summary))
-        from rl_reasoner.scoring.circuit_breaker import RewardsFailed
-
         for name, marks in zip(names, scores, strict=True):
             if marks and all(mark["outcome"] == "fault" for mark in marks):
-                why = excerpt(marks[0]["reason"])
-                raise RewardsFailed(f"{name}: the reward failed on every row: {why}")
+                raise _every_row_failed(name, marks[0]["reason"])
+
+
+def _every_row_failed(reward: str, reason: str) -> Exception:
+    from rl_reasoner.scoring.circuit_breaker import RewardsFailed
+
+    return RewardsFailed(f"{reward}: the reward failed on every row: {excerpt(reason)}")
 
 
 def _call_all(*calls: Callable[[], Any]) -> list[Any]:

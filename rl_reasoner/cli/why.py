@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Json, Options, StageName, parse_options
+from rl_reasoner.cli.arguments import Count, Json, Options, StageName, reward_options_of
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.formatting import short_number
@@ -95,7 +95,7 @@ class WhyVerb:
         """Print the step under another reward."""
         if self.row is not None:
             raise UserError("--reward shows the rows that change most: leave out --row")
-        options = parse_options("--reward-options", self.reward_options)
+        options = reward_options_of(self.reward_options, reward, self.run_folder)
         err.print("loading torch and transformers, and making the step again", style="dim")
         load_for_good("rl_reasoner.audit.counterfactual")
         from rl_reasoner.audit.counterfactual import ask_counterfactual

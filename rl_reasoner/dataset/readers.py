@@ -14,6 +14,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError, did_you_mean, first_line
 from rl_reasoner.files import json_lines
+from rl_reasoner.foreign import not_utf8
 from rl_reasoner.types import Row
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -69,7 +70,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
+            byte = error.object[error.start]  # its place is one in a block of the file
+            raise UserError(f"{path}: not UTF-8 (byte 0x{byte:02x}): save it as UTF-8") from error
 
 
 def _between(head: str) -> str:
@@ -130,6 +132,8 @@ def _is_list(path: Path) -> bool:
 def _json_list(path: Path) -> Iterator[Row]:
     try:
         rows = json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {not_utf8(error)}") from error
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise UserError(f"{path}, line {line}: not JSON: {error}") from error
@@ -148,6 +152,8 @@ def _json_lines(path: Path) -> Iterator[Row]:
             if line.number == 1 and line.text.strip() == b"{":
                 reason = "one object over several lines"
                 raise UserError(f"{path}: {reason}; {_WANTED}") from line.error
+            if isinstance(line.error, UnicodeDecodeError):
+                raise UserError(f"{place}: {not_utf8(line.error)}") from line.error
             raise UserError(f"{place}: not JSON: {line.error}") from line.error
         if line.row is None:
             raise UserError(f"{place}: expected a JSON object, got {line.value!r:.40}")

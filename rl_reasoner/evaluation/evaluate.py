@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rl_reasoner.dataset.rows import load_rows
-from rl_reasoner.dataset.sets import set_data
+from rl_reasoner.dataset.sets import find_set, set_data
 from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.environments.environment import OPENED
@@ -177,6 +177,31 @@ def check_judge(reward: str | None, options: Mapping[str, Any] | None) -> None:
         )
 
 
+def check_sets(
+    sets: Sequence[str | Path | FileData],
+    reward: str | None,
+    options: Mapping[str, Any] | None,
+    limit: int | None = None,
+) -> None:
+    """Raise `UserError` if rows of a set that is here lack what judges them; opens no policy.
+
+    Left out are sets that are on a hub, and those whose bad rows are told when they are skipped.
+    """
+    for name, data in _by_name(sets).items():
+        if data.on_bad_row == "stop" and find_set(data.path) is not None:
+            _judge(name, load_rows(data)[:limit], reward, options)
+
+
+def _judge(
+    name: str, rows: Sequence[Row], reward: str | None, options: Mapping[str, Any] | None
+) -> Judge:
+    """The judge of the set's rows; a `UserError` names the set."""
+    try:
+        return Judge(rows, reward, options)
+    except UserError as error:
+        raise UserError(*(f"{name}: {message}" for message in error.messages)) from error
+
+
 def _check(
     samples: int, modes: Sequence[Mode], temperature: float | None, limit: int | None
 ) -> None:
@@ -224,7 +249,7 @@ class _Session:
         """Evaluate one set in all modes."""
         settings = self.result.settings
         reward = settings["reward"] if settings["reward"] != "by the rows" else None
-        judge = Judge(rows, reward, settings.get("reward_options"))
+        judge = _judge(name, rows, reward, settings.get("reward_options"))
         own = self.result.settings_of(name)
         template = own.get("template", settings["template"])
         longest = own.get("max_tokens") or data.max_tokens or settings["max_tokens"]

@@ -62,11 +62,11 @@ class EvalResult:
     def load(cls, path: Path | str) -> "EvalResult":
         """Read a saved result, with every row. Raises `UserError` if it is not one."""
         path = Path(path)
+        if path.is_dir():
+            evals = path / "evals" if (path / "evals").is_dir() else path
+            raise UserError(f"{path} is a folder: give a file of {evals}/")
         if not path.is_file():
-            evals = f", or one of {path}/evals/" if (path / "evals").is_dir() else ""
-            raise UserError(
-                f"there is no file {path}: give one that rl-reasoner eval has written{evals}"
-            )
+            raise UserError(f"there is no file {path}: give one that rl-reasoner eval has written")
         try:
             data = json_value(path.read_bytes())
             result = cls(**{**data, "rows": {}})
@@ -75,9 +75,10 @@ class EvalResult:
                 if not isinstance(getattr(result, name), dict):
                     raise ValueError(f"its {name} are not a mapping")
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            why = f" ({first_line(error)})" if isinstance(error, (OSError, ValueError)) else ""
             raise UserError(
                 f"{path} is not an evaluation result: give a JSON file that rl-reasoner eval --out "
-                f"has written, or one of a run's evals/ ({first_line(error)})"
+                f"has written, or one of a run's evals/{why}"
             ) from error
         every = sibling_file(path, ".rows.jsonl")
         if every.is_file():

@@ -27,7 +27,7 @@ from rl_reasoner.scoring.batch import (
     score_batch,
     score_own_rows,
 )
-from rl_reasoner.scoring.outcome import failed, outcome_json, usable
+from rl_reasoner.scoring.outcome import NOT_ITS_ROW, failed, outcome_json, usable
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import GROUPS, Reward, name_of
 from rl_reasoner.types import Row
@@ -46,14 +46,16 @@ class Rescoring:
     faults: int = 0
     abstained: int = 0
     unknown: int = 0
+    asked: int = 0
+    first_fault: str = ""
 
     def summary(self) -> dict[str, Any]:
         """The figures: what would have changed.
 
         `flipped`: rows on the other side of their group's mean; `correlation`: Pearson's, over all
         rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary;
-        `flat`: groups without any difference, then and now; and, where there are any, `unknown`:
-        rows that were not judged, for the run did not keep enough of their episodes.
+        `flat`: groups without any difference, then and now; and, where there are any, `first_fault`
+        and `unknown`: rows that were not judged, for the run did not keep enough of their episodes.
         """
         pairs = [pair for group in self.groups for pair in group]
         taus = [tau for group in self.groups if (tau := kendall(group)) is not None]
@@ -73,6 +75,7 @@ class Rescoring:
             },
             "abstained": self.abstained,
             "faults": self.faults,
+            **({"first_fault": self.first_fault} if self.faults else {}),
             **({"unknown": self.unknown} if self.unknown else {}),
         }
 
@@ -137,7 +140,10 @@ def _rescore_step(
     own = any(row.get(APPLIES) and applies(name, row[APPLIES]) for row in data)
     score = score_own_rows if own else score_batch  # a reward that is new to the run: on all rows
     outcomes = score(reward, [rollout["completion"] for rollout in batch], columns)
-    rescoring.faults += sum(map(failed, outcomes))
+    rescoring.asked += sum(outcome is not NOT_ITS_ROW for outcome in outcomes)
+    faults = [outcome_json(outcome)["reason"] for outcome in outcomes if failed(outcome)]
+    rescoring.faults += len(faults)
+    rescoring.first_fault = rescoring.first_fault or next(iter(faults), "")
     rescoring.abstained += sum(
         outcome_json(outcome)["outcome"] == "abstain" for outcome in outcomes
     )

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,11 @@ class RunFolder:
         if not there.is_dir() or not os.access(there, os.W_OK):
             why = "is not a folder that can be written to"
             raise UserError(f"cannot write to the run folder {path}: {there} {why}")
+        try:
+            tempfile.TemporaryFile(dir=there).close()  # some folders only look as if they could
+        except OSError as error:
+            why = f"nothing can be made in {there} ({error.strerror})"
+            raise UserError(f"cannot write to the run folder {path}: {why}") from error
         return path
 
     @classmethod

@@ -40,6 +40,8 @@ def find_recipe(reference: str) -> Path:
         shipped = room("recipes") / name
         if Path(name).name == name and shipped.is_file():
             return shipped
+    if path.is_dir():
+        raise UserError(f"{reference} is a folder: a recipe is a name, a .py or a .yaml file")
     meant = file_meant(reference, _ENDINGS) if path.suffix else ""
     if meant or path.suffix in _ENDINGS or len(path.parts) > 1:
         near = meant or did_you_mean(path.stem, shipped_recipes())

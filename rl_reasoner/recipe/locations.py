@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.foreign import yaml_value
+from rl_reasoner.foreign import not_utf8, yaml_value
 from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
 from rl_reasoner.recipe.old_names import OLD_NAMES, current_path
-from rl_reasoner.recipe.recipe import Recipe, RecipeLoader
+from rl_reasoner.recipe.recipe import Recipe, RecipeLoader, RewardSpec
 from rl_reasoner.recipe.stages import DistillStage, FilterStage, GrpoStage, SampleStage, SftStage
 
 FieldPath = tuple[str | int, ...]
@@ -48,6 +48,7 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping, such as {{name: value}}",
     "mapping_type": "a mapping, such as {{name: value}}",
+    "model_type": "a mapping, such as {{name: value}}",
     "greater_than": "a value above {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "a value below {lt}",
@@ -77,7 +78,7 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     try:
         node, data = yaml_value(path.read_text(encoding="utf-8"), RecipeLoader)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file (UTF-8): {error.reason}") from error
+        raise UserError(f"{path}: {not_utf8(error)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -168,6 +169,8 @@ def _message(item: Any, places: Places, source: str) -> str:
     context, near = item.get("ctx") or {}, ""
     if expected := _EXPECTED.get(item["type"]):
         text = f"expected {expected.format_map(context)}"
+    if item["type"] == "model_type" and context.get("class_name") == RewardSpec.__name__:
+        text = "expected a weight (a number) or {weight, options, optional}"
     if item["type"] == "union_tag_invalid":
         given = context["tag"]
         near = did_you_mean(given, re.findall("'([^']*)'", context["expected_tags"]))

@@ -240,11 +240,13 @@ def _rewards(value: Any) -> Any:
     return specs
 
 
-def _of_function(fn: Any, spec: Any) -> tuple[str, dict[str, Any]]:
+def _of_function(fn: Any, spec: Any) -> tuple[str, Any]:
     """Name and spec of a reward that is given as a function: with its text where it needs that."""
     from rl_reasoner.scoring.source import reference_of  # recipes are mostly read without it
 
     name, source = reference_of(fn)
+    if not isinstance(spec, (Mapping, RewardSpec)):
+        return name, spec  # what it has to be is told with its place
     spec = spec.model_dump(exclude_unset=True) if isinstance(spec, RewardSpec) else dict(spec)
     options = {**getattr(fn, "options", {}), **spec.get("options", {})}
     return name, {**spec, "options": options, "source": source}

@@ -280,7 +280,7 @@ class _Trained(_Stage):
         default=None,
         description="start from this policy, such as a student, instead of an earlier stage's",
     )
-    steps: int = Field(default=100, ge=1, description="optimiser steps")
+    steps: int = Field(default=100, ge=1, le=10_000_000, description="optimiser steps")
     optim: Optim = Optim()
     router_aux: float | None = Field(
         default=None, ge=0, description="MoE load-balancing coefficient (default: the model's own)"

@@ -2,10 +2,11 @@
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import entry_points
+from inspect import Parameter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -14,6 +15,7 @@ from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
 from rl_reasoner.scoring.beside import beside
 from rl_reasoner.scoring.fault_places import location_of
+from rl_reasoner.scoring.option_types import option_parameters, read_option, wrong_options
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
 from rl_reasoner.scoring.trl_form import form_mistake
@@ -117,13 +119,41 @@ def source_file(reference: str) -> Path | None:
     return file if file is not None and file.is_file() else None
 
 
+def options_read(
+    reference: str, texts: Mapping[str, str], source: str | None = None
+) -> dict[str, Any]:
+    """The values that a command line's texts mean for options of the reward that is named.
+
+    Where there is no such reward they are read as JSON or texts: that is told when it is loaded.
+    """
+    parameters: Mapping[str, Parameter] = {}
+    with suppress(UserError):
+        if reference.startswith(("http://", "https://")):
+            parameters = _http_parameters()
+        else:
+            fn = load_reward(reference, source=source)
+            parameters = option_parameters(fn.fn) if isinstance(fn, Reward) else {}
+    return {name: read_option(text, parameters.get(name)) for name, text in texts.items()}
+
+
+def _http_parameters() -> dict[str, Parameter]:
+    """The options of a reward over HTTP."""
+    from rl_reasoner.scoring.http_reward import http_reward  # it brings httpx along
+
+    found = option_parameters(http_reward)
+    del found["url"]
+    return found
+
+
 def _over_http(url: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     from rl_reasoner.scoring.http_reward import http_reward  # it brings httpx along
 
-    known = list(inspect.signature(http_reward).parameters)[1:]
+    known = _http_parameters()
     for option in options:
         if option not in known:
             raise unknown("option", option, known, owner=f"reward {url}")
+    if wrong := wrong_options(url, known, options):
+        raise UserError(*wrong)
     return http_reward(url, **options)
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
-from rl_reasoner.errors import unknown
+from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
+from rl_reasoner.scoring.option_types import option_parameters, wrong_options
 from rl_reasoner.scoring.outcome import as_score
 from rl_reasoner.scoring.trl_form import needs_column
 from rl_reasoner.types import Completion, Score, own_text_of, text_of
@@ -130,9 +131,21 @@ class Reward:
         return check
 
     def check_options(self) -> None:
-        """Raise `UserError` where the values of the options make no sense (`checks`)."""
-        if self._check is not None:
-            self._check(**{**self.defaults, **self.options})
+        """Raise `UserError` where the values of the options make no sense.
+
+        Those are such that `checks` refuses, and such as the function's annotations do not allow.
+        """
+        wrong = wrong_options(self.name, option_parameters(self.fn), self.options)
+        try:
+            if self._check is not None:
+                self._check(**{**self.defaults, **self.options})
+        except UserError:
+            raise  # it says more
+        except Exception:
+            if not wrong:
+                raise
+        if wrong:
+            raise UserError(*wrong)
 
     @property
     def many(self) -> Callable[..., Sequence[object]] | None:

@@ -155,7 +155,7 @@ def test_an_evaluation_of_rows_without_an_answer_is_refused_before_it_samples(
     (tmp_path / "a.jsonl").write_text('{"problem": "1+1=", "completion": "2"}\n')
     ended = cli("eval", "scratch:dense-tiny", "--sets", "a.jsonl", "--max-tokens", "4")
     assert ended.code == 2
-    assert "reward 'math_answer' needs the column 'answer'; the rows have" in ended.err
+    assert "a.jsonl: reward 'math_answer' needs the column 'answer'; the rows have" in ended.err
 
 
 def test_values_of_parquet_are_those_of_json(tmp_path: Path) -> None:

@@ -302,7 +302,8 @@ def test_mistakes_are_the_users(policy: Policy, near: str, tmp_path: Path) -> No
         evaluate(policy, ["modular_test"], samples=0, reward=near)
     for text in ("{", "[]", '{"sets": {}}', '{"policy": "p", "colour": 1}'):
         (tmp_path / "e.json").write_text(text)
-        with pytest.raises(UserError, match="is not an evaluation result"):
+        with pytest.raises(UserError, match="is not an evaluation result") as caught:
             EvalResult.load(tmp_path / "e.json")
+        assert "__init__" not in str(caught.value) and "argument" not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no file .*none\.json"):
         EvalResult.load(tmp_path / "none.json")

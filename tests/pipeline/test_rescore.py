@@ -53,7 +53,7 @@ def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) ->
         (("why", "run", "--step", "1", "--stage", "grop"), ("'grop'", "'grpo'")),
         (("why", "saved.jsonl", "--step", "1"), ("not a run folder",)),
         (("score", "length"), ("--rescore",)),
-        (("score", "length", "saved.jsonl", "--rescore", "run"), ("--rescore",)),
+        (("score", "length", "saved.jsonl", "--rescore", "run"), ("FILE or --rescore", "not both")),
         (("score", "countdown", "--rescore", "run"), ("'numbers'",)),
         (
             ("score", "length", "--rescore", "run", "--out", "run/stages/2-grpo/rollouts.jsonl"),
@@ -134,6 +134,27 @@ def test_the_opposite_reward_flips_every_row_that_moved(here: Path, cli: Cli) ->
     assert len((here / "flips.jsonl").read_text().splitlines()) == moved
     if moved:
         assert found["correlation"] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_reward_that_fails_says_why_and_on_every_row_it_is_an_error(
+    here: Path, cli: Cli, every: bool
+) -> None:
+    rollouts = (here / "run/stages/2-grpo/rollouts.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["completion"] for line in rollouts]
+    (here / "broken.py").write_text(
+        "from rl_reasoner import reward\n\n@reward\ndef broken(completion: str) -> float:\n"
+        f"    if completion in {texts if every else texts[:1]!r}:\n"
+        "        raise ValueError('no such key')\n    return 1.0\n"
+    )
+    ended = cli("score", "broken.py:broken", "--rescore", "run", "--json")
+    found = json.loads(ended.out)
+    assert "no such key" in found["first_fault"]
+    assert found["faults"] == (len(texts) if every else texts.count(texts[0]))
+    assert ended.code == (3 if every else 0)
+    assert ("failed on every row: " in ended.err and "no such key" in ended.err) == every
+    shown = cli("score", "broken.py:broken", "--rescore", "run").out
+    assert "first_fault: " in shown and "no such key" in shown
 
 
 def test_the_ledger_of_a_run_has_every_score(here: Path) -> None:

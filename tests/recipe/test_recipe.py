@@ -438,7 +438,7 @@ def test_yaml_that_is_no_recipe_is_told_with_its_line(tmp_path: Path, text: str,
 
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match=r"r.yaml: not UTF-8 \(byte 0xff at 6\): save it as UTF-8"):
         load_recipe(str(tmp_path / "r.yaml"))
 
 

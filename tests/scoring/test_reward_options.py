@@ -1,5 +1,7 @@
 """Options of shipped rewards: what they make of a value, and which values they refuse."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Fault
+from support.commands import Cli
 
 
 def values(name: str, options: dict[str, Any], *texts: str) -> list[float | None]:
@@ -74,3 +77,160 @@ def test_called_in_trls_form_it_takes_a_plain_value_as_an_option() -> None:
     assert below(**texts) == [0.0, 1.0]
     assert below(**texts, most=1) == [1.0, 1.0]
     assert below.with_options(most=1)(**texts, marks="?") == [1.0, 0.0]
+
+
+OWN = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Any, Literal
+from rl_reasoner import reward
+if TYPE_CHECKING:
+    from nowhere import Unknown
+
+@reward
+def short(
+    completion: str,
+    limit: int = 20,
+    share: float | None = 0.5,
+    mark: str = "!",
+    kind: Literal["a", "b"] = "a",
+    sizes: tuple[int, ...] = (),
+    late: int = None,
+    strict=False,
+    own: Unknown = 1,
+    any: Any = 0,
+) -> float:
+    return float(mark == "7" and share is None and strict is False and limit == 3)
+
+@reward(group=True)
+def ranked(completions: list[str], half: bool = False) -> list[float]:
+    return [0.0 for _ in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "math_answer",
+            {"value_only": "maybe"},
+            "value_only of math_answer is 'maybe': expected true or false",
+        ),
+        (
+            "format_tags",
+            {"opened": "False"},
+            "opened of format_tags is 'False': expected true or false",
+        ),
+        (
+            "judge",
+            {"function": "f.py:f", "reference": "no"},
+            "reference of judge is 'no'",
+        ),
+        ("repetition", {"size": True}, "size of repetition is True: expected a whole number"),
+        ("code_tests", {"memory_mb": "512"}, "memory_mb of code_tests is '512': expected a whole"),
+        ("short", {"limit": "abc"}, "limit of short is 'abc': expected a whole number"),
+        ("short", {"limit": 2.5}, "limit of short is 2.5: expected a whole number"),
+        ("short", {"limit": False}, "limit of short is False: expected a whole number"),
+        ("short", {"share": "most"}, "share of short is 'most': expected a number or null"),
+        ("short", {"mark": 3}, "mark of short is 3: expected a text"),
+        ("short", {"kind": "c"}, "kind of short is 'c': expected 'a' or 'b'"),
+        ("short", {"sizes": "12"}, "sizes of short is '12': expected a list of whole numbers"),
+        (
+            "short",
+            {"sizes": [1, "2"]},
+            "sizes of short is [1, '2']: expected a list",
+        ),
+        ("short", {"late": "x"}, "late of short is 'x': expected a whole number"),
+        ("ranked", {"half": "off"}, "half of ranked is 'off': expected true or false"),
+        (
+            "http://localhost:1/s",
+            {"attempts": "4"},
+            "is '4': expected a whole number",
+        ),
+        ("http://localhost:1/s", {"columns": "answer"}, "is 'answer': expected a list of texts"),
+    ],
+)
+def test_a_value_of_another_type_than_the_function_says_is_refused(
+    name: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "f.py").write_text("def f(prompt): return ''\n")
+    with pytest.raises(UserError) as caught:
+        load_reward(
+            f"{tmp_path}/own.py:{name}" if name in ("short", "ranked") else name,
+            {
+                key: value.replace("f.py", f"{tmp_path}/f.py") if key == "function" else value
+                for key, value in options.items()
+            },
+        )
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share": 1, "limit": 3, "mark": "", "kind": "b", "sizes": [1, 2]},
+        {"share": None, "late": None, "sizes": (), "strict": "a", "own": "b", "any": []},
+        {"late": 3},
+    ],
+)
+def test_a_value_that_fits_is_taken_and_what_is_not_known_is_not_checked(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    assert load_reward(f"{tmp_path}/own.py:short", options).options == options
+
+
+SUM = '{"completion": "<answer>900 - 156</answer>", "answer": "744"}\n'
+
+
+def test_words_of_a_command_line_are_true_or_false_where_that_is_asked_for(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "vo.jsonl").write_text(SUM)
+    (tmp_path / "own.py").write_text(OWN)
+
+    def mean(reward: str, options: str) -> Any:
+        ended = cli("score", reward, "vo.jsonl", "--json", "--reward-options", options)
+        return json.loads(ended.out)["mean"]
+
+    for word in ("False", "no", "off", "0"):
+        assert mean("math_answer", f"value_only={word}") == 1.0, word
+    for word in ("True", "YES", "on", "1"):
+        assert mean("math_answer", f"value_only={word}") == 0.0, word
+    assert mean("own.py:short", "limit=3,share=None,mark=7,strict=no") == 1.0
+    assert mean("own.py:short", 'limit=3,share=null,mark="7"') == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "said"),
+    [
+        (
+            "math_answer",
+            "value_only=maybe",
+            "option value_only of math_answer is 'maybe'",
+        ),
+        ("math_answer", '{"value_only": "False"}', "option value_only of math_answer is 'False'"),
+        ("own.py:short", "limit=abc", "option limit of short is 'abc': expected a whole number"),
+        ("own.py:short", "limit=no", "option limit of short is 'no': expected a whole number"),
+    ],
+)
+def test_a_wrong_value_on_the_command_line_ends_it_before_a_row_is_scored(
+    cli: Cli, tmp_path: Path, reward: str, options: str, said: str
+) -> None:
+    (tmp_path / "vo.jsonl").write_text(SUM)
+    (tmp_path / "own.py").write_text(OWN)
+    ended = cli("score", reward, "vo.jsonl", "--reward-options", options)
+    assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
+    assert "scoring" not in ended.err and not (tmp_path / "vo.jsonl.scores.jsonl").exists()
+
+
+def test_a_text_for_true_or_false_in_a_recipe_is_told_with_its_place(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "policy: scratch:dense-tiny\ndata: {task: modular}\nstages: [{kind: grpo, steps: 1}]\n"
+        'rewards:\n  math_answer: {options: {value_only: "False"}}\n'
+    )
+    ended = cli("train", "own.yaml", "--quiet")
+    told = "own.yaml:5: option value_only of math_answer is 'False': expected true or false"
+    assert ended.code == 2 and told in ended.err
