@@ -2,7 +2,7 @@
 
 A process finds out from its environment that it is one of several (`RANK`, `WORLD_SIZE`), so
 `torchrun`, `accelerate launch` and `rl-reasoner train --launch` all do. The main process makes the
-run's folder, evaluates, logs and writes; the others wait for it as long as it takes, in a process
+run's folder, judges, logs and writes; the others wait for it as long as it takes, in a process
 group of their own that has no time limit. torch is imported only when there are several processes.
 
 A process that ends closes its connections, and its peers see it. A host without power or network
@@ -125,6 +125,17 @@ def broadcast(value: T) -> T:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0, group=_patient())
     return box[0]
+
+
+def gather(value: T) -> list[T]:
+    """Every process's `value`, by rank, in the main process; in the others nothing."""
+    if world_size() == 1:
+        return [value]
+    import torch
+
+    box: list[Any] | None = [None] * world_size() if is_main() else None
+    torch.distributed.gather_object(value, box, dst=0, group=_patient())
+    return box or []
 
 
 def lost_peer(error: BaseException) -> bool:

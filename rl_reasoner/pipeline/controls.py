@@ -125,8 +125,8 @@ def follow_controls(session: Session) -> None:
 def _evaluated_around(session: Session, stage: GrpoStage) -> tuple[EvalResult, EvalResult]:
     """The evaluations of the policy that `stage` starts from, and of the one that it makes."""
     before, after = evaluated_around(session.recipe)
-    session._evaluate(before, session._start_of(stage))
-    session._evaluate(after, PolicyRef(stage.name))
+    session._evaluate(before, session._start_of(stage), alone=True)
+    session._evaluate(after, PolicyRef(stage.name), alone=True)
     return session.evals[before], session.evals[after]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import sha256_of
+from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.paths import policy_folder
 from rl_reasoner.recipe.data import (
     AnyData,
@@ -28,6 +29,7 @@ from rl_reasoner.recipe.data import (
     data_sources,
 )
 from rl_reasoner.recipe.environment import EnvironmentSettings
+from rl_reasoner.recipe.old_names import current_stage
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
@@ -248,6 +250,19 @@ def files_of_evaluation(recipe: Recipe, evals: Evals) -> dict[str, str]:
     return {**{name: hash_of_set(name) for name in evals.sets}, **code, **named}
 
 
+def evaluations_of(file: Path, key: str, files: Mapping[str, str]) -> list[Path]:
+    """Results beside `file`, itself first, of the evaluation with this key, of the same files.
+
+    Older ones do not say of which files they are, or not of those that options name.
+    """
+
+    def is_same(one: Path) -> bool:
+        manifest = mapping(json_object(one).get("manifest")) if one.is_file() else {}
+        return manifest.get("key") == key and {**files, **mapping(manifest.get("files"))} == files
+
+    return [one for one in (file, *file.parent.glob("*.json")) if is_same(one)]
+
+
 def _code(reference: str) -> str | None:
     """The hash of the code of a reward or a tool of the user's, helpers beside it included.
 
@@ -353,3 +368,13 @@ def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{at}.{name}" if at else name)
     else:
         yield at, value
+
+
+def facts_in(folder: Path) -> dict[str, Any] | None:
+    """What an existing stage was begun with; None where there is none, empty in older runs."""
+    if not any(folder.glob("[!.]*")):  # a hidden file alone: killed while the lock was written
+        return None
+    file = folder / "lock.json"
+    if not file.is_file():
+        return {}
+    return dict(current_stage(mapping(json_object(file).get("made_from"))))

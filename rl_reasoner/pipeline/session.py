@@ -11,19 +11,21 @@ trainers do not.
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rl_reasoner.dataset.templates import render
 from rl_reasoner.distributed import processes
+from rl_reasoner.distributed.shared_work import shared
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import evaluate_recipe
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import write_json, write_text
-from rl_reasoner.foreign import json_object, mapping
+from rl_reasoner.foreign import json_object
 from rl_reasoner.pipeline.completion_lengths import facts_of_evals, find_max_tokens, measured
 from rl_reasoner.pipeline.difficulty_filter import (
     FilterFiles,
@@ -35,6 +37,8 @@ from rl_reasoner.pipeline.inputs import check_filled, read_stage_rows, unfiltere
 from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
+    evaluations_of,
+    facts_in,
     facts_of,
     files_of_evaluation,
     hash_of,
@@ -57,7 +61,6 @@ from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import StageData, data_sources
-from rl_reasoner.recipe.old_names import current_stage
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import (
     DistillStage,
@@ -70,7 +73,7 @@ from rl_reasoner.recipe.stages import (
 )
 from rl_reasoner.report import write_report
 from rl_reasoner.report.terminal import LiveView
-from rl_reasoner.rollout.sampler import prompt_ids
+from rl_reasoner.rollout.sampler import help_to_sample, prompt_ids
 from rl_reasoner.training.checkpointing.signals import Stop
 from rl_reasoner.types import Row
 
@@ -85,12 +88,16 @@ class PolicyRef:
 
 @dataclass(frozen=True)
 class StageOrder:
-    """What the main process has the others do: train a stage, or (None) end with the policy."""
+    """What the main process has the others do: train a stage, or (None) end with the policy.
+
+    `samples`: help to sample from the policy, and wait for what is next.
+    """
 
     stage: str | None
     policy: PolicyRef
     source: str = ""
     max_tokens: int | None = None  # what auto came to
+    samples: bool = False
 
 
 @dataclass
@@ -164,8 +171,11 @@ class Session:
         return policy
 
     def follow(self) -> StageOrder:
-        """Train the stages that the main process names, until it has come to the end: its order."""
+        """Do what the main process says, until it has come to the end: its last order."""
         while (order := processes.broadcast(StageOrder(None, PolicyRef(None)))).stage is not None:
+            if order.samples:
+                help_to_sample(self._policy(order.policy))
+                continue
             stage = self.stages[order.stage]
             if isinstance(stage, SampledStage) and order.max_tokens is not None:
                 stage = with_max_tokens(stage, order.max_tokens)
@@ -183,7 +193,7 @@ class Session:
 
     def _note_changes(self) -> None:
         """Tell the user which stages run again because the recipe has changed."""
-        begun = [name for name in self.stages if _facts_in(self._folder(name)) is not None]
+        begun = [name for name in self.stages if facts_in(self._folder(name)) is not None]
         again = [name for name in begun if not self._is_current(name)]
         what = f"stages to run again: {', '.join(again)}" if again else "no stage has to run again"
         self.view.note(f"recipe changed; {what}")
@@ -239,6 +249,14 @@ class Session:
             self.threads.suit(self.opened[1].model)
         return self.opened[1]
 
+    @contextmanager
+    def _shared(self, ref: PolicyRef) -> Iterator[Policy]:
+        """The policy that `ref` names, from which the other processes sample, too, inside."""
+        processes.broadcast(StageOrder("", ref, samples=True))
+        policy = self._policy(ref)
+        with shared(policy):
+            yield policy
+
     def _open(self, ref: PolicyRef) -> Policy:
         source = str(self._folder(ref.stage) / "policy") if ref.stage else str(ref.source)
         policy = open_policy(source, seed=self.recipe.run.seed, device=self.placement.device)
@@ -258,8 +276,11 @@ class Session:
 
     # --------------------------------------------------------------------------- evaluations
 
-    def _evaluate(self, name: str, ref: PolicyRef) -> None:
-        """Evaluate a policy as `name`; an existing evaluation of the same policy is reused."""
+    def _evaluate(self, name: str, ref: PolicyRef, *, alone: bool = False) -> None:
+        """Evaluate a policy as `name`; an existing evaluation of the same policy is reused.
+
+        With `alone`, the other processes do not wait for orders.
+        """
         file, recipe = self.run.path / "evals" / f"{name}.json", self.recipe
         seed = recipe.run.seed
         drawn = file.with_name(f".{name}.drawn")
@@ -268,14 +289,13 @@ class Session:
         evals = self._fitted_evals(ref)
         made = self._made(ref.stage) if ref.stage else hash_of_source(str(ref.source), seed)
         key, files = key_of_evaluation(recipe, evals, made), files_of_evaluation(recipe, evals)
-        same = [path for path in (file, *file.parent.glob("*.json")) if _is_of(path, key, files)]
-        if same:
+        if same := evaluations_of(file, key, files):
             result = EvalResult.load(same[0])
         else:
-            policy = self._policy(ref)
             self.view.note(f"evaluating ({name})")
             started, goes_on = time.monotonic(), drawn.exists()  # behind a kill
-            result = evaluate_recipe(policy, evals, recipe, self.view.progress, drawn)
+            with nullcontext(self._policy(ref)) if alone else self._shared(ref) as policy:
+                result = evaluate_recipe(policy, evals, recipe, self.view.progress, drawn)
             answers = sum(
                 figures["problems"] * figures["samples"] for figures in result.sets.values()
             )
@@ -347,7 +367,7 @@ class Session:
 
     def _facts_before(self, stage: Stage, now: Mapping[str, Any]) -> dict[str, Any] | None:
         """What the stage was begun with, to compare with `now`; None where it was not."""
-        before = _facts_in(self._folder(stage.name))
+        before = facts_in(self._folder(stage.name))
         return None if before is None else with_new_fields(self.recipe, stage, before, now)
 
     def _is_current(self, name: str) -> bool:
@@ -401,7 +421,8 @@ class Session:
         if isinstance(stage, SampleStage):
             rows = self._rows(stage)
             self.view.start_stage(stage.name, *place, len(rows))
-            make_samples(stage, rows, self._policy(self._start_of(stage)), folder, **self._sampling)
+            with self._shared(self._start_of(stage)) as policy:
+                make_samples(stage, rows, policy, folder, **self._sampling)
             self.view.finish_stage()
             return folder / "data.jsonl"
         if isinstance(stage, FilterStage):
@@ -425,13 +446,9 @@ class Session:
         """Write the rows that `stage` keeps, and its card; the file of the rows."""
         rows, data = self._rows(stage), folder / "data.jsonl"
         self.view.start_stage(stage.name, *place, len(rows) * stage.samples)
-        card = filter_rows(
-            stage,
-            rows,
-            self._policy(self._start_of(stage)),
-            FilterFiles(data, folder / "rates.jsonl", folder / "samples"),
-            **self._sampling,
-        )
+        files = FilterFiles(data, folder / "rates.jsonl", folder / "samples")
+        with self._shared(self._start_of(stage)) as policy:
+            card = filter_rows(stage, rows, policy, files, **self._sampling)
         write_json(folder / "card.json", card)
         self.view.finish_stage()
         self.view.note(f"stage {stage.name}: {dropped_words(card)}")
@@ -478,23 +495,3 @@ class Session:
         rows = read_stage_rows(self.recipe, stage, data, self.prepared.rewards)
         check_filled(stage, len(rows), self.prepared.step_prompts.get(stage.name, 0))
         return rows
-
-
-def _facts_in(folder: Path) -> dict[str, Any] | None:
-    """What an existing stage was begun with; None where there is none, empty in older runs."""
-    if not any(folder.glob("[!.]*")):  # a hidden file alone: killed while the lock was written
-        return None
-    file = folder / "lock.json"
-    if not file.is_file():
-        return {}
-    return dict(current_stage(mapping(json_object(file).get("made_from"))))
-
-
-def _is_of(file: Path, key: str, files: Mapping[str, str]) -> bool:
-    """Whether a file holds the evaluation with this key, of files that were the same.
-
-    Older ones do not say of which files they are, or not of those that options name.
-    """
-    manifest = mapping(json_object(file).get("manifest")) if file.is_file() else {}
-    kept = {**files, **mapping(manifest.get("files"))}
-    return manifest.get("key") == key and kept == files

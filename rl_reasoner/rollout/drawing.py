@@ -3,16 +3,22 @@
 Randomness is counted, not streamed: token t of a row is drawn with the t-th number of a generator
 that is keyed by the row's own key (Philox). Nothing here makes the host wait for a device. A row
 of V scores is read twice, for its softmax and for sums over blocks of that; the token is looked for
-in one block.
+in one block. Models that the engine cannot run draw so, too, within transformers' `generate`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.decoding import DTYPES, operations
+from rl_reasoner.rollout.completions import OnToken, SampledCompletion
+from rl_reasoner.rollout.sampling_params import SamplingParams
 
 _AT_ONCE = 1 << 20  # scores that a processor has at hand: what is made of them stays in its cache
 
@@ -122,3 +128,89 @@ def _first_above(rising: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     found = found.clamp(max=rising.shape[1] - 1)  # rows of NaN
     before = rising.gather(1, (found - 1).clamp(min=0)).masked_fill(found == 0, 0.0).clamp(min=0.0)
     return found.squeeze(1), (wanted - before.squeeze(1)).clamp(min=0.0)
+
+
+# ------------------------------------------------------------------------ models beside the engine
+
+
+def generate_by_transformers(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    pad: int,
+    on_token: OnToken | None = None,
+) -> list[SampledCompletion]:
+    """`engine.generate` for a model that the engine cannot run: by its own `generate`.
+
+    Draws with the same keys, so the same completions, up to the rounding of logits. Of `sampling`
+    `stop`, `policy_temperature`, `weights` and `keep_mask` do not count.
+    """
+    width = max(map(len, prompts))
+    padded = [[pad] * (width - len(row)) + [*row] for row in prompts]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,
+        eos_token_id=list(sampling.ends),
+        pad_token_id=pad,
+        begin_suppress_tokens=list(sampling.begin_suppress) or None,
+    )
+    processors = sampling.processors(base_of(model), width)
+    draws = _KeyedDraws(keys, sampling, processors, on_token)
+    with _generation_config(model, settings), torch.no_grad():
+        model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            logits_processor=LogitsProcessorList([draws]),
+        )
+    return draws.completions
+
+
+class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each row the one token that its own key draws, as the engine does it.
+
+    So a completion does not depend on which others are in its batch.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        processors: LogitsProcessorList,
+        on_token: OnToken | None,
+    ) -> None:
+        self.sampling = sampling
+        self.processors = processors
+        self.on_token = on_token
+        drawn = sampling.temperature > 0
+        self.uniforms = uniforms(keys, sampling.max_tokens) if drawn else None
+        self.completions = [SampledCompletion([], []) for _ in keys]
+        self.step = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
+        scaled = self.processors(input_ids, scores.float())
+        uniform = None if self.uniforms is None else self.uniforms[:, self.step].to(scores.device)
+        chosen, values = tokens_from(scaled, uniform, self.sampling.ends[0])
+        drawn = zip(chosen.tolist(), values.tolist(), strict=True)
+        for row, (token, value) in enumerate(drawn):
+            completion = self.completions[row]
+            if completion.ids and completion.ids[-1] in self.sampling.ends:
+                continue  # `generate` fills a finished row with padding
+            completion.ids.append(token)
+            completion.logps.append(value)
+            if self.on_token is not None:
+                self.on_token(row, token)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+@contextmanager
+def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Replace a model's generation_config inside: `generate` takes unset arguments from it."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -21,8 +21,8 @@ from rl_reasoner.moe.experts import routers
 from rl_reasoner.moe.routing import NoReplay, Routes, Routing, SampledRoutes, from_padded
 from rl_reasoner.rollout.agreement import engine_runs
 from rl_reasoner.rollout.completions import SampledCompletion
+from rl_reasoner.rollout.drawing import generate_by_transformers
 from rl_reasoner.rollout.engine import generate
-from rl_reasoner.rollout.sampler import generate_by_transformers
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 

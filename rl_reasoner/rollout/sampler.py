@@ -12,13 +12,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from rl_reasoner.distributed import processes
+from rl_reasoner.distributed.shared_work import help_with, is_shared, share
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.packed_linear import ROUNDED
@@ -29,8 +30,8 @@ from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.admission import LIVE_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
-from rl_reasoner.rollout.completions import OnToken, SampledCompletion
-from rl_reasoner.rollout.drawing import tokens_from, uniforms
+from rl_reasoner.rollout.completions import OnToken
+from rl_reasoner.rollout.drawing import generate_by_transformers
 from rl_reasoner.rollout.episodes.environment_turns import (
     EnvironmentUse,
     Episodes,
@@ -44,9 +45,10 @@ from rl_reasoner.rollout.tool_turns import ToolTurns, ToolUse
 from rl_reasoner.rollout.turns import Given, policy_text
 from rl_reasoner.types import Prompt, Rollout, Row
 
-__all__ = ["Force", "eos_ids", "prompt_ids", "sample", "weights_hash"]
+__all__ = ["Force", "eos_ids", "help_to_sample", "prompt_ids", "sample", "weights_hash"]
 
 Force = Literal["chain", "direct"]
+_PART = 256  # completions that a process draws, before what several drew is kept
 _KEEP_S = 0.5  # between writes to the cache: each waits for the disk
 _PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 _PREFIXES = {"chain": OPEN_THINK, "direct": NO_CHAIN, None: ""}
@@ -129,21 +131,25 @@ def sample(
     with an empty one. What was forced is part of the returned text. `weights`: those that are
     sampled from (`rl_reasoner.rollout.sampling_weights`). `progress` is called with the number of
     completions done since the last call. What `cache` holds is not drawn again, what is drawn is
-    kept in it as it gets done. `on_token` is called with (number of the completion in this call,
-    token id) as each token is drawn. `tools` may be called in the middle of a completion,
-    `episodes` say which environment answers it; then the engine has to run the policy. Raises
-    `UserError`.
+    kept in it as it gets done. The other processes of a job draw, too, where the policy is shared
+    with them (`distributed.shared_work`). `on_token` is called with (number of the completion in
+    this call, token id) as each token is drawn. `tools` may be called in the middle of a
+    completion, `episodes` say which environment answers it; then the engine has to run the policy.
+    Raises `UserError`.
     """
-    played = _Episodes.of(episodes, policy) if episodes else None
-    use = ToolUse.of(tools, policy.tokenizer) if tools else None
-    schemas = use.schemas if use else None
+    cuts = (top_p, top_k) if temperature else (1.0, 0)
+    asked = _Asked(temperature, cuts, max_tokens, seed, force, weights, tools, episodes)
+    drawer = _Drawer(policy, asked)
+    schemas = drawer.use.schemas if drawer.use else None
     ids = [prompt_ids(policy, prompt, _PREFIXES[force], schemas) for prompt in prompts]
     _check_places(policy, prompts, ids, max_tokens)
-    cuts = (top_p, top_k) if temperature else (1.0, 0)
-    drawer = _Drawer(policy, temperature, cuts, max_tokens, seed, force, weights, use, played)
 
     def draw(jobs: Sequence[SampleJob], take: Take) -> None:
-        drawer.draw(sorted(jobs, key=lambda job: len(ids[job[0]])), ids, take, on_token)
+        jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))
+        if on_token is None and is_shared(policy):
+            _draw_together(drawer, jobs, ids, take)
+        else:
+            drawer.draw(jobs, dict(enumerate(ids)), take, on_token)
 
     with in_mode(policy.model, training=False), torch.no_grad():
         return sample_through(
@@ -219,38 +225,68 @@ class _Episodes:
         return cls(use, episodes.rows)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How completions are drawn, in any process: arguments of `sample`."""
+
+    temperature: float
+    cuts: tuple[float, int]
+    max_tokens: int
+    seed: int
+    force: Force | None
+    weights: str
+    tools: ToolSettings | None
+    episodes: Episodes | None
+
+
+def _draw_together(
+    drawer: "_Drawer", jobs: Sequence[SampleJob], ids: Sequence[list[int]], take: Take
+) -> None:
+    """Draw `jobs` with the other processes of the job; `take` gets each process's part."""
+    at_once = _PART * processes.world_size()
+    for first in range(0, len(jobs), at_once):
+        some = jobs[first : first + at_once]
+        request = drawer.asked, {index: ids[index] for index, _ in some}
+        for drawn in share(request, some, lambda given, part: drawer.drawn(part, given[1])):
+            take(drawn)
+
+
+def help_to_sample(policy: Policy) -> None:
+    """Draw this process's part of what the main one samples from `policy`, which it has shared."""
+
+    def draw(
+        request: tuple[_Asked, dict[int, list[int]]], part: Sequence[SampleJob]
+    ) -> dict[SampleJob, Rollout]:
+        return _Drawer(policy, request[0]).drawn(part, request[1])
+
+    with in_mode(policy.model, training=False), torch.no_grad():
+        help_with(draw)
+
+
 class _Drawer:
     """Draws completions of one policy with one set of sampling parameters."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        temperature: float,
-        cuts: tuple[float, int],
-        max_tokens: int,
-        seed: int,
-        force: Force | None,
-        weights: str,
-        use: ToolUse | None,
-        played: _Episodes | None,
-    ) -> None:
-        self.policy, self.use, self.played = policy, use, played
+    def __init__(self, policy: Policy, asked: _Asked) -> None:
+        self.policy, self.asked = policy, asked
+        tools, episodes, temperature = asked.tools, asked.episodes, asked.temperature
+        self.played = _Episodes.of(episodes, policy) if episodes else None
+        self.use = ToolUse.of(tools, policy.tokenizer) if tools else None
         self.model = base_of(policy.model)  # an adapter lies in the layers of its base
-        self.seed = seed
-        self.prefix = _PREFIXES[force]
+        self.seed = asked.seed
+        self.prefix = _PREFIXES[asked.force]
         closing = policy.tokenizer(CLOSE_THINK, add_special_tokens=False)["input_ids"][:1]
         self.sampling = SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=asked.max_tokens,
             ends=tuple(eos_ids(policy)),
             temperature=temperature,
-            top_p=cuts[0],
-            top_k=cuts[1],
-            begin_suppress=tuple(closing) if force == "chain" else (),
-            weights=ROUNDED.get(sampled_weights(self.model, weights, "weights")),
+            top_p=asked.cuts[0],
+            top_k=asked.cuts[1],
+            begin_suppress=tuple(closing) if asked.force == "chain" else (),
+            weights=ROUNDED.get(sampled_weights(self.model, asked.weights, "weights")),
         )
         self.by_engine = engine_runs(self.model)
-        if (use or played) and not self.by_engine:
-            what = "tools are" if use else "an environment is"
+        if (self.use or self.played) and not self.by_engine:
+            what = "tools are" if self.use else "an environment is"
             raise UserError(f"{what} for policies that our engine samples: not {policy.source}")
 
     def key(self, cache: SampleCache, ids: Sequence[int], job: SampleJob) -> str:
@@ -279,10 +315,18 @@ class _Drawer:
         seed = self.seed if self.sampling.temperature else None
         return cache.key([*ids], settings, seed, job[1])
 
+    def drawn(
+        self, jobs: Sequence[SampleJob], ids: Mapping[int, list[int]]
+    ) -> dict[SampleJob, Rollout]:
+        """The completions of `jobs`, by job."""
+        found: dict[SampleJob, Rollout] = {}
+        self.draw(jobs, ids, found.update)
+        return found
+
     def draw(
         self,
         jobs: Sequence[SampleJob],
-        ids: Sequence[list[int]],
+        ids: Mapping[int, list[int]],
         take: Take,
         on_token: OnToken | None = None,
     ) -> None:
@@ -349,11 +393,13 @@ class _Drawer:
         own = self.prefix + policy_text(self.policy.tokenizer, ids, given)
         return rollout if own == rollout.text else replace(rollout, policy_text=own)
 
-    def _keys(self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]) -> list[tuple[int, ...]]:
+    def _keys(
+        self, jobs: Sequence[SampleJob], ids: Mapping[int, list[int]]
+    ) -> list[tuple[int, ...]]:
         return [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]
 
     def _batches(
-        self, jobs: Sequence[SampleJob], ids: Sequence[list[int]]
+        self, jobs: Sequence[SampleJob], ids: Mapping[int, list[int]]
     ) -> Iterator[Sequence[SampleJob]]:
         """`jobs`, sorted by prompt length, in batches within the engine's budgets."""
         budget, first = engine.cache_budget(self.model), 0
@@ -391,92 +437,6 @@ class _Kept:
         if self.waiting:
             self.take(self.waiting)
         self.waiting, self.written = {}, time.monotonic()
-
-
-# ------------------------------------------------------------------------ models beside the engine
-
-
-def generate_by_transformers(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-    pad: int,
-    on_token: OnToken | None = None,
-) -> list[SampledCompletion]:
-    """`engine.generate` for a model that the engine cannot run: by its own `generate`.
-
-    Draws with the same keys, so the same completions, up to the rounding of logits. Of `sampling`
-    `stop`, `policy_temperature`, `weights` and `keep_mask` do not count.
-    """
-    width = max(map(len, prompts))
-    padded = [[pad] * (width - len(row)) + [*row] for row in prompts]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
-    settings = GenerationConfig(
-        max_new_tokens=sampling.max_tokens,
-        do_sample=False,
-        eos_token_id=list(sampling.ends),
-        pad_token_id=pad,
-        begin_suppress_tokens=list(sampling.begin_suppress) or None,
-    )
-    processors = sampling.processors(base_of(model), width)
-    draws = _KeyedDraws(keys, sampling, processors, on_token)
-    with _generation_config(model, settings), torch.no_grad():
-        model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            logits_processor=LogitsProcessorList([draws]),
-        )
-    return draws.completions
-
-
-class _KeyedDraws(LogitsProcessor):  # type: ignore[misc]
-    """Leaves each row the one token that its own key draws, as the engine does it.
-
-    So a completion does not depend on which others are in its batch.
-    """
-
-    def __init__(
-        self,
-        keys: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        processors: LogitsProcessorList,
-        on_token: OnToken | None,
-    ) -> None:
-        self.sampling = sampling
-        self.processors = processors
-        self.on_token = on_token
-        drawn = sampling.temperature > 0
-        self.uniforms = uniforms(keys, sampling.max_tokens) if drawn else None
-        self.completions = [SampledCompletion([], []) for _ in keys]
-        self.step = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(rows, V) scores -> 0 for the token that is drawn, else -inf."""
-        scaled = self.processors(input_ids, scores.float())
-        uniform = None if self.uniforms is None else self.uniforms[:, self.step].to(scores.device)
-        chosen, values = tokens_from(scaled, uniform, self.sampling.ends[0])
-        drawn = zip(chosen.tolist(), values.tolist(), strict=True)
-        for row, (token, value) in enumerate(drawn):
-            completion = self.completions[row]
-            if completion.ids and completion.ids[-1] in self.sampling.ends:
-                continue  # `generate` fills a finished row with padding
-            completion.ids.append(token)
-            completion.logps.append(value)
-            if self.on_token is not None:
-                self.on_token(row, token)
-        self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
-
-
-@contextmanager
-def _generation_config(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Replace a model's generation_config inside: `generate` takes unset arguments from it."""
-    own, model.generation_config = model.generation_config, settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
