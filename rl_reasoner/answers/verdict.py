@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Number
 
-from rl_reasoner.answers.equality.arithmetic import TooLarge
+from rl_reasoner.answers.equality.arithmetic import TooLarge, one_budget
 from rl_reasoner.answers.equality.compare import TreeComparison
 from rl_reasoner.answers.equality.shapes import Inconsistent
 from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
@@ -194,6 +194,11 @@ def by_trees(left: Reading, right: Reading) -> Equality:
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
         return "", (), f"not equal as text (the {side} is not mathematics: {trouble})"
+    with one_budget():
+        return _by_trees(left, right)
+
+
+def _by_trees(left: Reading, right: Reading) -> Equality:
     comparison = TreeComparison()
     trouble = ""
     pairs = [(gold, right.trees[0]) for gold in left.trees]
