@@ -17,6 +17,7 @@ from rl_reasoner.answers.extraction.wording import (
     choice,
     choice_letters,
     dated,
+    has_ordered_letters,
     is_wordy,
     meant,
     name_list,
@@ -157,8 +158,12 @@ def by_choice(gold: str, given: str) -> str | None:
     """How two multiple choices are equal; "" where they differ, None where the gold is none."""
     wanted = choice(gold)
     several = choice_letters(gold)
-    if several and len(several) > 1:
-        return "same choices" if choice_letters(given) == several else None
+    if len(several) > 1:
+        answered = choice_letters(given)
+        if sorted(answered) != sorted(several):
+            return None
+        in_order = answered == several or not has_ordered_letters(gold)
+        return "same choices" if in_order else ""
     if wanted is None:
         return None
     letter, option = wanted

@@ -210,6 +210,10 @@ UNEQUAL = {
         ("(B) 35", "(C) 35"),
         ("B", "BC"),
         ("ACD", "AC"),
+        (r"\text{CBAD}", "ABCD"),
+        (r"\text{CBAD}", r"\text{BACD}"),
+        (r"\text{CBAD}", "A, B, C, D"),
+        (r"\text{BAD}", r"\text{DAB}"),
         ("d", r"\text{E}"),
     ],
     "words": [
