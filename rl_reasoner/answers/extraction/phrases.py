@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant
+from rl_reasoner.answers.parsing.lines import parted_lines
 from rl_reasoner.answers.parsing.statements import read_answer
 
 MAX_SENTENCE = 2_000
@@ -96,7 +97,12 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
 
     `exclaims`: it is spoken, so that a mark at its end is no factorial.
     """
-    whole = " ".join(sentence[:MAX_SENTENCE].split()).strip("*_ ").rstrip(".。！").strip("*_ ")
+    whole = (
+        " ".join(parted_lines(sentence[:MAX_SENTENCE]).split())
+        .strip("*_ ")
+        .rstrip(".。！")
+        .strip("*_ ")
+    )
     if exclaims or not readable(whole):
         whole = whole.rstrip(".!").strip("*_ ")
     if readable(whole) or _TWO_VALUES.search(whole):
