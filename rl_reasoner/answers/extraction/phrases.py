@@ -45,6 +45,12 @@ _HEDGE = re.compile(
     r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
     re.IGNORECASE,
 )
+_DOUBTED = re.compile(
+    r"\b(?:(?:perhaps|maybe|possibly|alternatively)(?: [a-z']+){0,2}"
+    r"|(?:might|could|may)(?: also| even| well| just)? be)[ ,:$*({]*"
+    r"([-−]?\d[\d.,/]*|(?-i:[A-HJ])(?![\w']))",
+    re.IGNORECASE,
+)
 _BOUNDS = re.compile(
     r"\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than"
     r"|(?<![a-z] )up to)[\s$*_({}\\]*$",
@@ -114,6 +120,9 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
             second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
             return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
+        doubted = _another(head, whole[cut.start() :])
+        if doubted:
+            return (f"{head} or {doubted}",)
         if readable(head) or choice(head) is not None:
             return (head, whole)
         if is_wordy(head):
@@ -121,6 +130,16 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         cut = _REMARK.search(whole, cut.end())
     reduced = _reduced(whole)
     return (*readings, reduced) if reduced else tuple(readings)
+
+
+def _another(head: str, remark: str) -> str:
+    """The number or choice that a remark doubts `head` with; nothing where it is the same."""
+    doubted = _DOUBTED.search(remark)
+    other = doubted[1].rstrip(".,") if doubted else ""
+    chosen = choice(head)
+    if other.isalpha():
+        return "" if chosen is None or chosen[0] == other else other
+    return "" if other in _NUMBER.findall(head) else other
 
 
 def _reduced(sentence: str) -> str:
