@@ -97,6 +97,7 @@ class Precision:
 
     def __init__(self, digits: int = DIGITS) -> None:
         self.digits = digits
+        self.rate = max(1, digits // 40)  # what a function costs, as a multiple of that at few
 
     @property
     def mp(self) -> Any:
@@ -228,7 +229,7 @@ def powered(ev: Precision, base: Value, exponent: Value) -> Value:
         if ev.number(exponent).real > 0:
             return Fraction(0)
         raise Undefined("zero to a power that is not positive")
-    spend(20)
+    spend(20 * ev.rate)
     base, power = ev.number(base), ev.number(exponent)
     if abs(power) * (1 + abs(ev.mp.log(abs(base)))) > MAX_EXPONENT:
         raise TooLarge("an exponent past its bound")

@@ -38,7 +38,7 @@ _PLAIN = {
 def applied(ev: Evaluator, node: Node) -> Value:
     """The value of the function call `node`; raises `Undefined` and `TooLarge`."""
     name = node.name
-    spend(_COSTLY.get(name, 10))
+    spend(_COSTLY.get(name, 10) * ev.rate)
     if name.startswith("?"):
         return ev.opaque(name, [ev.value(arg) for arg in node.args])
     if name in _TRIGONOMETRIC:
@@ -124,7 +124,7 @@ def gamma(ev: Evaluator, argument: Any) -> Any:
         raise TooLarge(f"a gamma function beyond {MAX_FACTORIAL}")
     if argument == ev.mp.floor(argument.real) and argument.real <= 0:
         raise Undefined("a pole of the gamma function")
-    spend(50)
+    spend(50 * ev.rate)
     return ev.mp.gamma(argument)
 
 

@@ -1,7 +1,7 @@
 """Values of trees, and the equality of two expressions.
 
 Without letters: exact fractions, else mpmath at 50 digits with a relative tolerance (repeated at
-120 digits where the two are near). With letters: the same at fixed points derived from the letters'
+400 digits where the two are near). With letters: the same at fixed points derived from the letters'
 names, points where a side is not real left out. There is no absolute tolerance. What is past a
 bound of `arithmetic` is never computed.
 """
@@ -31,7 +31,7 @@ from rl_reasoner.answers.equality.arithmetic import (
 )
 from rl_reasoner.answers.tree import Node, decimal_digits, is_undecidable, letters, spelled
 
-MORE_DIGITS = 120
+MORE_DIGITS = 400
 POINTS = 14
 MIN_POINTS = 3
 ENOUGH_POINTS = 6
@@ -272,14 +272,12 @@ def same_constant(left: Node, right: Node) -> bool:
     a, b = constant(left), constant(right)
     ev = TreeEvaluator({})
     if not same_value(ev, a, b, 20):
-        return False
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return True
+        return False  # and two equal fractions may have a part that was rounded to 0
     return same_value(
         TreeEvaluator({}, MORE_DIGITS),
         constant(left, MORE_DIGITS),
         constant(right, MORE_DIGITS),
-        90,
+        250,
     )
 
 
