@@ -159,10 +159,10 @@ def by_choice(gold: str, given: str) -> str | None:
     wanted = choice(gold)
     several = choice_letters(gold)
     if len(several) > 1:
-        answered = choice_letters(given)
-        if sorted(answered) != sorted(several):
+        others = choice_letters(given)
+        if sorted(others) != sorted(several):
             return None
-        in_order = answered == several or not has_ordered_letters(gold)
+        in_order = others == several or not has_ordered_letters(gold)
         return "same choices" if in_order else ""
     if wanted is None:
         return None
