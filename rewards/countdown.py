@@ -22,6 +22,11 @@ MAX_OPEN = 30
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>|\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"[0-9]+")
 _TOKEN = re.compile(r"[0-9]+|\S")
+_COMMAND = re.compile(r"\\(times|cdot|ast|div|left|right)(?![a-zA-Z])")
+_SIGNS = {"times": "*", "cdot": "*", "ast": "*", "div": "/", "left": "", "right": ""}
+_ASCII = str.maketrans("×·⋅∗÷−", "****/-")
+_VALUE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+_MARKS = (("$$", "$$"), ("$", "$"), ("`", "`"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
 @reward(policy_text=True)
@@ -30,7 +35,8 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
 
     Each number may be used as often as it is given, at most. The answer stands behind the
     reasoning: the content of the last `<answer>...</answer>` or `\\boxed{...}`, or else the last
-    line with text. Columns that are text, as in CSV, are read as JSON.
+    line with text. It may be in one pair of `$` or backticks, have × ÷ or `\\times` as signs, and
+    end with `= target`. Columns that are text, as in CSV, are read as JSON.
     """
     given, aim = Counter(_numbers(numbers)), _number(target, "target")
     said = behind_chain(turn_of(completion))
@@ -41,8 +47,11 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
     text = ("".join(marked[-1]) if marked else lines[-1] if lines else "").strip()
     if len(text) > MAX_CHARS:
         return Score(0.0, f"the answer has {len(text)} characters, at most {MAX_CHARS} are read")
+    expression, equals, said_value = _plain(text).partition("=")
     try:
-        value, used = _Expression(text).read()
+        value, used = _Expression(expression).read()
+        if equals and not _VALUE.fullmatch(said_value.strip()):
+            raise ValueError(f"unexpected {'='!r}")
     except ValueError as error:
         return Score(0.0, f"{text!r} is not an expression: {error}")
     for number, times in Counter(used).items():
@@ -50,7 +59,19 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
             return Score(0.0, f"{text} uses {number} {times}x, it is given {most}x")
     if value != aim:
         return Score(0.0, f"{text} is {value}, the target is {aim}")
+    if equals and Fraction(said_value.strip()) != value:
+        return Score(0.0, f"{text} is {value}, which it calls {said_value.strip()}")
     return Score(1.0, f"{text} is the target {aim}")
+
+
+def _plain(text: str) -> str:
+    """`text` with the signs + - * / alone, and without what marks it as mathematics or code."""
+    for opener, closer in _MARKS:
+        inside = text.removeprefix(opener).removesuffix(closer)
+        if len(text) - len(inside) == len(opener + closer):
+            text = inside
+            break
+    return _COMMAND.sub(lambda command: _SIGNS[command[1]], text.translate(_ASCII)).strip()
 
 
 def _number(value: Any, name: str) -> Fraction:

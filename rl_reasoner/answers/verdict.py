@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Number
 
-from rl_reasoner.answers.equality.arithmetic import TooLarge
+from rl_reasoner.answers.equality.arithmetic import TooLarge, one_budget
 from rl_reasoner.answers.equality.compare import TreeComparison
 from rl_reasoner.answers.equality.shapes import Inconsistent
 from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
@@ -17,6 +17,7 @@ from rl_reasoner.answers.extraction.wording import (
     choice,
     choice_letters,
     dated,
+    has_ordered_letters,
     is_wordy,
     meant,
     name_list,
@@ -157,8 +158,12 @@ def by_choice(gold: str, given: str) -> str | None:
     """How two multiple choices are equal; "" where they differ, None where the gold is none."""
     wanted = choice(gold)
     several = choice_letters(gold)
-    if several and len(several) > 1:
-        return "same choices" if choice_letters(given) == several else None
+    if len(several) > 1:
+        others = choice_letters(given)
+        if sorted(others) != sorted(several):
+            return None
+        in_order = others == several or not has_ordered_letters(gold)
+        return "same choices" if in_order else ""
     if wanted is None:
         return None
     letter, option = wanted
@@ -194,6 +199,11 @@ def by_trees(left: Reading, right: Reading) -> Equality:
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
         return "", (), f"not equal as text (the {side} is not mathematics: {trouble})"
+    with one_budget():
+        return _by_trees(left, right)
+
+
+def _by_trees(left: Reading, right: Reading) -> Equality:
     comparison = TreeComparison()
     trouble = ""
     pairs = [(gold, right.trees[0]) for gold in left.trees]

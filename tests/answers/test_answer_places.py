@@ -86,3 +86,35 @@ def test_two_spellings_of_one_answer(one: str, other: str) -> None:
 def test_spellings_of_two_answers(gold: str, said: str) -> None:
     score = verify(rf"\boxed{{{said}}}", gold)
     assert score.value == 0.0, score.reason
+
+
+DOUBTED = (
+    *("12, I think maybe 13", "$12$, I think maybe $13$", "12, but I am not sure, perhaps 13"),
+    *("12, so it might be 13", "12 - I think possibly 13", "12 apples, I think maybe 13 apples"),
+)
+NOT_DOUBTED = (
+    *("12, maybe 12 apples", "12, which could be written as 24/2", "12, as we may divide 24 by 2"),
+    "12, as 3 times 4 is possibly the simplest way",
+)
+
+
+@BY_PLACE
+@pytest.mark.parametrize("said", DOUBTED)
+@pytest.mark.parametrize("gold", ["12", "13"])
+def test_a_remark_that_doubts_an_answer_by_another_is_a_hedge(
+    place: str, said: str, gold: str
+) -> None:
+    score = verify(place.format(said), gold)
+    assert score.value == 0.0, score.reason
+
+
+@pytest.mark.parametrize("place", PLACES[1:])
+@pytest.mark.parametrize("said", NOT_DOUBTED)
+def test_a_remark_with_no_other_answer_is_no_hedge(place: str, said: str) -> None:
+    score = verify(place.format(said), "12")
+    assert score.value == 1.0, score.reason
+
+
+def test_another_choice_in_doubt_is_a_hedge() -> None:
+    assert verify("The answer is B, I think maybe C.", "B").value == 0.0
+    assert verify("The answer is B, I think maybe B.", "B").value == 1.0

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_reasoner.answers import verify
+from rl_reasoner.answers.equality.arithmetic import TooLarge
+from rl_reasoner.answers.equality.values import constant
+from rl_reasoner.answers.parsing.statements import read_answer
 
 PIECES = [
     r"\boxed{", "}", "{", r"\frac", r"\frac{", "^", "^{", "_", "_{", "(", ")", "[", "]", "|", "!",
@@ -66,6 +69,25 @@ LARGE = {
     "matrix": r"\boxed{\begin{pmatrix}" + "1&" * 1_500 + r"1\end{pmatrix}}",
     "percent": r"\boxed{7" + "%" * 3_000 + "}",
     "figure spaces": "see figure" + " " * 4_000 + "x",
+    "sums of sums": r"\boxed{" + "".join(rf"\sum_{{{v}=1}}^{{1000}}" for v in "ijk") + "(i+j+k)}",
+    "products": r"\boxed{" + "".join(rf"\prod_{{{v}=1}}^{{1000}}" for v in "ij") + r"\frac{i}{j}}",
+    "endless sums": r"\boxed{" + r"\sum_{k=1}^{\infty}" * 24 + "k}",
+    "limits": r"\boxed{" + r"\lim_{x\to 0}" * 30 + "x}",
+    "big sum": r"\boxed{\sum_{k=4000}^{5000} \frac{1}{k!}}",
+    "big fractions": r"\boxed{"
+    + "+".join(rf"\frac{{2^{{60000}}+{n}}}{{3^{{40000}}+{n}}}" for n in range(80))
+    + "}",
+    "big powers": r"\boxed{" + "+".join(f"x^{{{n}}}" for n in range(15_000, 15_300)) + "}",
+    "big roots": r"\boxed{\sqrt[3]{\frac{1}{3^{120000}+1}}}",
+    "multiples": r"\boxed{\operatorname{lcm}("
+    + ",".join(f"{n}^{{5000}}" for n in range(3, 60))
+    + ")}",
+    "choices of signs": r"\boxed{(" + ",".join([r"\pm 1"] * 50) + ")}",
+    "matrix power": r"\boxed{\begin{pmatrix}"
+    + r"\\".join(["&".join(["2x"] * 20)] * 20)
+    + r"\end{pmatrix}^{64}}",
+    "mixed numbers": r"\boxed{" + r"1\frac{" * 28 + "1" + "}{2}" * 28 + "}",
+    "combinations": r"\boxed{" + r"C_{9}^" * 60 + "x}",
 }
 
 
@@ -126,3 +148,19 @@ def test_nothing_is_executed(code: str, tmp_path: object) -> None:
     import pathlib
 
     assert not pathlib.Path(marker).exists()
+
+
+def test_what_is_past_the_budget_is_not_equal_and_the_next_comparison_has_its_own() -> None:
+    nested = r"\sum_{i=1}^{1000}\sum_{j=1}^{1000}(i+j)"
+    assert verify(rf"\boxed{{{nested}}}", "5").value == 0.0
+    assert verify(rf"\boxed{{{nested}}}", nested).value == 1.0
+    assert verify(r"\boxed{\sum_{i=1}^{20}\sum_{j=1}^{20}(i+j)}", "8400").value == 1.0
+    assert verify(r"\boxed{\sum_{k=1}^{1000} k}", "500500").value == 1.0
+    with pytest.raises(TooLarge):
+        constant(read_answer(nested).trees[0])
+
+
+def test_choices_of_signs_are_all_compared_or_none() -> None:
+    signs = ",".join(rf"\pm {n}" for n in range(1, 6))
+    assert verify(rf"\boxed{{({signs})}}", f"({signs.replace('5', '(4+1)')})").value == 1.0
+    assert verify(rf"\boxed{{({signs})}}", "(" + signs.removeprefix(r"\pm ") + ")").value == 0.0

@@ -210,6 +210,10 @@ UNEQUAL = {
         ("(B) 35", "(C) 35"),
         ("B", "BC"),
         ("ACD", "AC"),
+        (r"\text{CBAD}", "ABCD"),
+        (r"\text{CBAD}", r"\text{BACD}"),
+        (r"\text{CBAD}", "A, B, C, D"),
+        (r"\text{BAD}", r"\text{DAB}"),
         ("d", r"\text{E}"),
     ],
     "words": [
@@ -256,3 +260,16 @@ def test_abstains_on_a_gold_that_cannot_be_judged(gold: str) -> None:
     score = verify(r"\boxed{5}", gold)
     assert score.value is None
     assert "gold" in score.reason
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("10^{50}", r"\sqrt{10^{100}+1}"),
+        ("0", r"\sqrt{10^{100}+1}-10^{50}"),
+        ("5", r"\sqrt{10^{100}+1}-10^{50}+5"),
+    ],
+)
+def test_values_that_agree_to_a_hundred_digits_differ(gold: str, answer: str) -> None:
+    assert verify(rf"\boxed{{{answer}}}", gold).value == 0.0
+    assert verify(rf"\boxed{{{answer}}}", f"{answer}+0").value == 1.0

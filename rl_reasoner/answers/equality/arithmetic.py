@@ -1,13 +1,15 @@
 """Arithmetic on values: exact fractions, mpmath numbers, matrices of either.
 
-Below `functions` and `values`. Every step is bounded, and a fraction stays exact as long as the
-operation is closed. mpmath's precision belongs to a context of its own in each thread.
+Below `functions` and `values`. Every step is bounded, and so is the work of all steps of one
+comparison (`one_budget`). A fraction stays exact as long as the operation is closed. mpmath's
+precision belongs to a context of its own in each thread.
 """
 
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +18,8 @@ from rl_reasoner.answers.tree import Node
 MAX_BITS = 200_000
 MAX_FACTORIAL = 5_000
 MAX_EXPONENT = 100_000_000
+MAX_WORK = 100_000
+"""Work of one comparison, in units of about two microseconds."""
 DIGITS = 50
 
 Value = Any
@@ -50,11 +54,50 @@ class _Contexts(threading.local):
 _CONTEXTS = _Contexts()
 
 
+class _Work(threading.local):
+    """What is left of this thread's budget; None where none has begun."""
+
+    left: int | None = None
+
+
+_WORK = _Work()
+
+
+@contextmanager
+def one_budget() -> Iterator[None]:
+    """All evaluation inside shares one `MAX_WORK`; inside another budget, that one goes on."""
+    if _WORK.left is not None:
+        yield
+        return
+    _WORK.left = MAX_WORK
+    try:
+        yield
+    finally:
+        _WORK.left = None
+
+
+def spend(units: int) -> None:
+    """Take `units` of the budget; raises `TooLarge` once it is used up."""
+    if _WORK.left is not None:
+        _WORK.left -= units
+        if _WORK.left < 0:
+            raise TooLarge("an evaluation of too many steps")
+
+
+def spend_on_fractions(left: Fraction, right: Fraction, per_unit: int) -> None:
+    """Pay for common divisors, which are quadratic, and for digits, `per_unit` bits a unit."""
+    a, b = left.numerator.bit_length(), left.denominator.bit_length()
+    c, d = right.numerator.bit_length(), right.denominator.bit_length()
+    divisors = a * d + c * b + b * d if b > 1 or d > 1 else 0
+    spend(4 + (divisors >> 20) + (a + b + c + d) // per_unit)
+
+
 class Precision:
     """A number of decimal digits, and mpmath at that precision."""
 
     def __init__(self, digits: int = DIGITS) -> None:
         self.digits = digits
+        self.rate = max(1, digits // 40)  # what a function costs, as a multiple of that at few
 
     @property
     def mp(self) -> Any:
@@ -110,7 +153,12 @@ def added(ev: Precision, terms: list[Value]) -> Value:
             for rows in zip(*terms, strict=True)
         )
     if all(isinstance(term, Fraction) for term in terms):
-        return bounded(sum(terms, Fraction(0)))
+        exact = Fraction(0)
+        for term in terms:
+            spend_on_fractions(exact, term, 2_000)
+            exact = bounded(exact + term)
+        return exact
+    spend(len(terms))
     numbers = [ev.number(term) for term in terms]
     total = ev.mp.fsum(numbers)
     largest = max(abs(number) for number in numbers)
@@ -135,7 +183,9 @@ def multiplied(ev: Precision, left: Value, right: Value) -> Value:
     if isinstance(left, tuple):
         return tuple(tuple(multiplied(ev, entry, right) for entry in row) for row in left)
     if isinstance(left, Fraction) and isinstance(right, Fraction):
+        spend_on_fractions(left, right, 150)
         return bounded(left * right)
+    spend(2)
     if left == 0 or right == 0:
         return Fraction(0)
     return ev.number(left) * ev.number(right)
@@ -179,6 +229,7 @@ def powered(ev: Precision, base: Value, exponent: Value) -> Value:
         if ev.number(exponent).real > 0:
             return Fraction(0)
         raise Undefined("zero to a power that is not positive")
+    spend(20 * ev.rate)
     base, power = ev.number(base), ev.number(exponent)
     if abs(power) * (1 + abs(ev.mp.log(abs(base)))) > MAX_EXPONENT:
         raise TooLarge("an exponent past its bound")
@@ -210,9 +261,13 @@ def exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
             if base.denominator == 1 or base.numerator in (1, -1):
                 raise TooLarge(f"a power of more than {MAX_BITS} bits")
             return None
+        spend(int(abs(exponent)) * bits // 200)
         return Fraction(base ** int(exponent))
-    if base < 0 or exponent.denominator > 64 or base.numerator.bit_length() > 4096:
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if base < 0 or exponent.denominator > 64 or bits > 4096:
         return None
+    if exponent.denominator > 2:
+        spend(2 * bits // exponent.denominator * (1 + bits // 500))
     top = _root(base.numerator, exponent.denominator)
     bottom = _root(base.denominator, exponent.denominator)
     if top is None or bottom is None:

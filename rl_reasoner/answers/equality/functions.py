@@ -18,12 +18,16 @@ from rl_reasoner.answers.equality.arithmetic import (
     Undefined,
     Value,
     added,
+    bounded,
     multiplied,
+    spend,
+    spend_on_fractions,
 )
 from rl_reasoner.answers.tree import Node, names
 
 MAX_TERMS = 1_000
 _TRIGONOMETRIC = names("sin cos tan cot sec csc")
+_COSTLY = {"erf": 200, "det": 1}
 _PLAIN = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
     "arccsc": "acsc", "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "sinh": "sinh",
@@ -34,6 +38,7 @@ _PLAIN = {
 def applied(ev: Evaluator, node: Node) -> Value:
     """The value of the function call `node`; raises `Undefined` and `TooLarge`."""
     name = node.name
+    spend(_COSTLY.get(name, 10) * ev.rate)
     if name.startswith("?"):
         return ev.opaque(name, [ev.value(arg) for arg in node.args])
     if name in _TRIGONOMETRIC:
@@ -119,6 +124,7 @@ def gamma(ev: Evaluator, argument: Any) -> Any:
         raise TooLarge(f"a gamma function beyond {MAX_FACTORIAL}")
     if argument == ev.mp.floor(argument.real) and argument.real <= 0:
         raise Undefined("a pole of the gamma function")
+    spend(50 * ev.rate)
     return ev.mp.gamma(argument)
 
 
@@ -133,6 +139,7 @@ def binomial(ev: Evaluator, values: list[Value]) -> Value:
             return Fraction(0)
         if min(k, n - k) > MAX_FACTORIAL or n > MAX_FACTORIAL**2:
             raise TooLarge("a binomial coefficient past its bound")
+        spend(int(min(k, n - k)) ** 2 // 10_000)
         return Fraction(math.comb(int(n), int(k)))
     a, b = ev.number(n), ev.number(k)
     return gamma(ev, a + 1) / (gamma(ev, b + 1) * gamma(ev, a - b + 1))
@@ -143,6 +150,24 @@ def whole_numbers(values: list[Value], name: str) -> list[int]:
     if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):
         raise Undefined(f"{name} of something that is not a whole number")
     return [int(value) for value in values]
+
+
+def divisor(ev: Evaluator, values: list[Value]) -> Value:
+    """The greatest common divisor of whole numbers."""
+    result = 0
+    for number in whole_numbers(values, "gcd"):
+        spend(1 + (result.bit_length() * number.bit_length() >> 20))
+        result = math.gcd(result, number)
+    return Fraction(result)
+
+
+def multiple(ev: Evaluator, values: list[Value]) -> Value:
+    """The least common multiple of whole numbers."""
+    result = Fraction(1)
+    for number in whole_numbers(values, "lcm"):
+        spend(1 + (result.numerator.bit_length() * number.bit_length() >> 20))
+        result = bounded(Fraction(math.lcm(result.numerator, number)))
+    return result
 
 
 def double_factorial(ev: Evaluator, values: list[Value]) -> Value:
@@ -158,6 +183,7 @@ def double_factorial(ev: Evaluator, values: list[Value]) -> Value:
         raise Undefined("the double factorial of a negative number")
     if n > MAX_FACTORIAL:
         raise TooLarge(f"a double factorial beyond {MAX_FACTORIAL}")
+    spend(int(n) ** 2 // 20_000)
     return Fraction(math.prod(range(int(n), 0, -2)))
 
 
@@ -167,6 +193,7 @@ def remainder(ev: Evaluator, values: list[Value]) -> Value:
         raise Undefined("mod of two numbers, the second not 0")
     a, b = values
     if isinstance(a, Fraction) and isinstance(b, Fraction):
+        spend_on_fractions(a, b, 150)
         return a - b * math.floor(a / b)
     a, b = ev.number(a), ev.number(b)
     return a - b * ev.mp.floor(ev.mp.re(a / b))
@@ -238,8 +265,8 @@ def summed(ev: Evaluator, node: Node) -> Value:
 
 
 _WHOLE: dict[str, Callable[[Evaluator, list[Value]], Value]] = {
-    "gcd": lambda ev, values: Fraction(math.gcd(*whole_numbers(values, "gcd"))),
-    "lcm": lambda ev, values: Fraction(math.lcm(*whole_numbers(values, "lcm"))),
+    "gcd": divisor,
+    "lcm": multiple,
     "mod": remainder,
     "binom": binomial,
     "factorial2": double_factorial,

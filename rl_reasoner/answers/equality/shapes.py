@@ -6,6 +6,7 @@ asks these questions of both sides and holds the parts against each other.
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from math import prod
 from typing import TypeVar
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge, Undefined
@@ -13,7 +14,7 @@ from rl_reasoner.answers.equality.values import equal
 from rl_reasoner.answers.tree import Node, is_label, letters, names, spelled, walk
 
 _T = TypeVar("_T")
-MAX_EXPANDED = 16
+MAX_EXPANDED = 64
 _INFINITE = Node("const", name="inf")
 _ORDER = frozenset({"<", "<=", ">", ">="})
 
@@ -168,7 +169,9 @@ def _expanded(node: Node) -> list[Node]:
         return [node]
     if node.op == "seq":
         options = [_expanded(arg) for arg in node.args]
-        rows = list(product(*options))[:MAX_EXPANDED]
+        if prod(map(len, options)) > MAX_EXPANDED:
+            raise TooLarge(f"more than {MAX_EXPANDED} choices of signs")
+        rows = list(product(*options))
         return [Node("seq", row, name=node.name) for row in rows]
     return [_signed(node, upper=True), _signed(node, upper=False)]
 

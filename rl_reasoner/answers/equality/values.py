@@ -1,7 +1,7 @@
 """Values of trees, and the equality of two expressions.
 
 Without letters: exact fractions, else mpmath at 50 digits with a relative tolerance (repeated at
-120 digits where the two are near). With letters: the same at fixed points derived from the letters'
+400 digits where the two are near). With letters: the same at fixed points derived from the letters'
 names, points where a side is not real left out. There is no absolute tolerance. What is past a
 bound of `arithmetic` is never computed.
 """
@@ -24,12 +24,14 @@ from rl_reasoner.answers.equality.arithmetic import (
     added,
     matrix_power,
     multiplied,
+    one_budget,
     powered,
     shape,
+    spend,
 )
 from rl_reasoner.answers.tree import Node, decimal_digits, is_undecidable, letters, spelled
 
-MORE_DIGITS = 120
+MORE_DIGITS = 400
 POINTS = 14
 MIN_POINTS = 3
 ENOUGH_POINTS = 6
@@ -39,6 +41,7 @@ class TreeEvaluator(Evaluator):
     """Evaluates trees, a method for each kind of node."""
 
     def value(self, node: Node) -> Value:
+        spend(2)
         method = getattr(self, f"_{node.op}", None)
         if method is None:
             raise Undefined(f"{node.op} has no value")
@@ -119,6 +122,7 @@ class TreeEvaluator(Evaluator):
                 raise Undefined("the factorial of a negative number")
             if inner > MAX_FACTORIAL:
                 raise TooLarge(f"a factorial beyond {MAX_FACTORIAL}")
+            spend(int(inner) ** 2 // 90_000)
             return Fraction(math.factorial(int(inner)))
         return functions.gamma(self, self.number(inner) + 1)
 
@@ -135,6 +139,7 @@ class TreeEvaluator(Evaluator):
 
     def opaque(self, name: str, values: list[Value]) -> Fraction:
         parts = [name]
+        spend(30 * len(values))
         for value in values:
             number = self.mp.mpc(self.number(value))
             parts += [self.mp.nstr(number.real, 20), self.mp.nstr(number.imag, 20)]
@@ -199,20 +204,23 @@ def same_value(ev: Precision, left: Value, right: Value, exponent: int) -> bool:
 def constant(node: Node, digits: int = DIGITS) -> Value:
     """The value of a tree without letters; raises `Undefined` or `TooLarge`."""
     try:
-        return TreeEvaluator({}, digits).value(node)
+        with one_budget():
+            return TreeEvaluator({}, digits).value(node)
     except (ZeroDivisionError, OverflowError) as error:
         raise Undefined(str(error)) from error
 
 
 def samples(left: Node, right: Node) -> Iterator[tuple[TreeEvaluator, Value, Value]]:
-    """Both sides at the fixed points where both have a value."""
+    """Both sides at the fixed points where both have a value; without letters, once as often."""
     names = [name.lstrip("?") for name in letters(left) | letters(right)]
-    for index in range(POINTS):
+    points = POINTS if names else 1
+    for index in range(points):
         ev = TreeEvaluator({name: point_of(name, index) for name in names})
         try:
-            yield ev, ev.value(left), ev.value(right)
+            values = ev.value(left), ev.value(right)
         except (Undefined, ZeroDivisionError, OverflowError):
             continue
+        yield from [(ev, *values)] * (POINTS // points)
 
 
 def same_function(left: Node, right: Node) -> bool:
@@ -264,14 +272,12 @@ def same_constant(left: Node, right: Node) -> bool:
     a, b = constant(left), constant(right)
     ev = TreeEvaluator({})
     if not same_value(ev, a, b, 20):
-        return False
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return True
+        return False  # and two equal fractions may have a part that was rounded to 0
     return same_value(
         TreeEvaluator({}, MORE_DIGITS),
         constant(left, MORE_DIGITS),
         constant(right, MORE_DIGITS),
-        90,
+        250,
     )
 
 
@@ -300,6 +306,11 @@ def equal(left: Node, right: Node) -> str:
     """
     if left == right:
         return "same expression"
+    with one_budget():
+        return _equal(left, right)
+
+
+def _equal(left: Node, right: Node) -> str:
     if letters(left) or letters(right) or is_undecidable(left) or is_undecidable(right):
         return "same values at fixed points" if same_function(left, right) else ""
     if same_constant(left, right):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant
+from rl_reasoner.answers.parsing.lines import parted_lines
 from rl_reasoner.answers.parsing.statements import read_answer
 
 MAX_SENTENCE = 2_000
@@ -42,6 +43,12 @@ _NUMBER = re.compile(
 _HEDGE = re.compile(
     r"(?<![\s,(（—–-])[\s,(（—–-]*+(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
     r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
+    re.IGNORECASE,
+)
+_DOUBTED = re.compile(
+    r"\b(?:(?:perhaps|maybe|possibly|alternatively)(?: [a-z']+){0,2}"
+    r"|(?:might|could|may)(?: also| even| well| just)? be)[ ,:$*({]*"
+    r"([-−]?\d[\d.,/]*|(?-i:[A-HJ])(?![\w']))",
     re.IGNORECASE,
 )
 _BOUNDS = re.compile(
@@ -96,7 +103,12 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
 
     `exclaims`: it is spoken, so that a mark at its end is no factorial.
     """
-    whole = " ".join(sentence[:MAX_SENTENCE].split()).strip("*_ ").rstrip(".。！").strip("*_ ")
+    whole = (
+        " ".join(parted_lines(sentence[:MAX_SENTENCE]).split())
+        .strip("*_ ")
+        .rstrip(".。！")
+        .strip("*_ ")
+    )
     if exclaims or not readable(whole):
         whole = whole.rstrip(".!").strip("*_ ")
     if readable(whole) or _TWO_VALUES.search(whole):
@@ -108,6 +120,9 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
             second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
             return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
+        doubted = _another(head, whole[cut.start() :])
+        if doubted:
+            return (f"{head} or {doubted}",)
         if readable(head) or choice(head) is not None:
             return (head, whole)
         if is_wordy(head):
@@ -115,6 +130,16 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         cut = _REMARK.search(whole, cut.end())
     reduced = _reduced(whole)
     return (*readings, reduced) if reduced else tuple(readings)
+
+
+def _another(head: str, remark: str) -> str:
+    """The number or choice that a remark doubts `head` with; nothing where it is the same."""
+    doubted = _DOUBTED.search(remark)
+    other = doubted[1].rstrip(".,") if doubted else ""
+    chosen = choice(head)
+    if other.isalpha():
+        return "" if chosen is None or chosen[0] == other else other
+    return "" if other in _NUMBER.findall(head) else other
 
 
 def _reduced(sentence: str) -> str:

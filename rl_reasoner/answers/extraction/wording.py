@@ -64,6 +64,7 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
+_PARTED = re.compile(r"[,;、&()]|and|和")
 _BETWEEN_NAMES = re.compile(r"(?:(?<!\s)\s++)?,\s*(?:and\s+)?|(?<!\s)\s+and\s+|、|和")
 _COUNTING = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
@@ -183,9 +184,20 @@ def choice(text: str) -> tuple[str, str] | None:
 
 
 def choice_letters(text: str) -> str:
-    """Several choices in order of the alphabet ("ACD" for `A, C, D`), or an empty string."""
+    """Several choices as they stand ("ACD" for `A, C, D`), or an empty string."""
     plain = unstyled(text).strip(" .()")
     if not re.fullmatch(r"\(?[A-J]\)?(?:(?:\s|,|;|、|and|和|&)*\(?[A-J]\)?){1,9}", plain):
         return ""
     capitals = [char for char in plain if char.isupper()]
-    return "".join(sorted(capitals)) if len(set(capitals)) == len(capitals) else ""
+    return "".join(capitals) if len(set(capitals)) == len(capitals) else ""
+
+
+def has_ordered_letters(text: str) -> bool:
+    """Whether joined letters are a word or an order (`CBAD`): choices are joined as in `ACD`.
+
+    Two letters that are no text may be a segment, or a product.
+    """
+    letters = choice_letters(text)
+    if len(letters) < 3 and not _TEXT_COMMAND.search(text):
+        return False
+    return letters != "".join(sorted(letters)) and not _PARTED.search(unstyled(text))

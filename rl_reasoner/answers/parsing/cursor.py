@@ -19,6 +19,7 @@ class Cursor:
         self.depth = 0
         self.bars = 0  # open absolute values
         self.outward = 0  # open intervals of the form ]a, b[
+        self.not_mixed: set[int] = set()  # where no mixed number begins, though it may seem so
 
     @property
     def now(self) -> Token:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rl_reasoner.answers.parsing.glyphs import GREEK_NAMES, ascii_mathematics
+from rl_reasoner.answers.parsing.lines import parted_lines
 from rl_reasoner.answers.parsing.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
 from rl_reasoner.answers.parsing.vocabulary import (
     ALIAS,
@@ -446,7 +447,7 @@ def _units_spelled(text: str) -> str:
 
 def clean(text: str) -> str:
     """`text` without mathematics delimiters and spacing that carries no meaning."""
-    text = _units_spelled(text)
+    text = _units_spelled(parted_lines(text))
     text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)

@@ -283,13 +283,11 @@ class Expressions(Brackets):
 
     def combinations(self, total: int) -> Node:
         """`C_{10}^{3}` as a binomial coefficient; the power of a constant where it is none."""
-        at = self.at
         self.at += 1
         chosen = self.exponent()
         if chosen.number is not None and chosen.number <= total:
             return Node("call", (integer(total), chosen), name="binom")
-        self.at = at
-        return Node("sym", name=f"C_{total}")
+        return self.postfix(Node("pow", (Node("sym", name=f"C_{total}"), chosen)))
 
     def reparsed_index(self, name: str, inside: tuple[Token, ...]) -> Node:
         """An index that is an expression, its i and e plain letters."""
@@ -328,7 +326,9 @@ class Expressions(Brackets):
         """`whole`, or the mixed number that it begins (`4 1/3`, `4\\frac13`)."""
         if whole.digits or whole.number is None or whole.number.denominator != 1:
             return whole
-        start = self.at
+        start, before = self.at, self.tokens[self.at : self.at + 2]
+        if start in self.not_mixed:
+            return whole  # asked again at every level, a nest of them would take 2**depth steps
         if self.now.kind == "cmd" and self.now.text == "frac":
             self.at += 1
             part = Node("div", (self.argument(), self.argument()))
@@ -351,6 +351,8 @@ class Expressions(Brackets):
         ):
             return Node("num", number=whole.number + top.number / bottom.number)
         self.at = start
+        self.tokens[start : start + 2] = before  # `argument` may have taken a digit
+        self.not_mixed.add(start)
         return whole
 
     def named(self, name: str) -> Node:

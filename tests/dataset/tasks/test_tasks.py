@@ -399,7 +399,7 @@ def countdown() -> Reward:
         ("<answer>4*4*4+17+3</answer>", False),
         ("<answer>17*4+4*4</answer>", False),  # right value, one 4 too many
         ("<answer>17*4+4</answer>", False),
-        ("<answer>4*(4+17)=84</answer>", False),
+        ("<answer>4*(4+17)=85</answer>", False),
         ("<answer>4(4+17)</answer>", False),
         ("<answer>4*(4+17</answer>", False),
         ("<answer>4/(4-4)</answer>", False),
