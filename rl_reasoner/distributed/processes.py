@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, and how they meet, wait for each other and end.
+"""The processes of a run: which one this is, how they meet, wait, share work and end.
 
 A process finds out from its environment that it is one of several (`RANK`, `WORLD_SIZE`), so
 `torchrun`, `accelerate launch` and `rl-reasoner train --launch` all do. The main process makes the
@@ -24,8 +24,8 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,8 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.paths import resume_command
 
 T = TypeVar("T")
+_Asked = TypeVar("_Asked")
+_Each = TypeVar("_Each")
 LOST = 75
 """Exit code of a process that ended because another one of its job was lost, without a word."""
 SILENCE_S = 30
@@ -49,6 +51,7 @@ _BYE = b"."  # of a process whose work is done
 _connections: list[socket.socket] = []
 _PATIENCE = timedelta(days=365)
 _run: list[Path] = []  # the folder of the run, as soon as it is known
+_shared: list[object] = []  # what the others stand ready to help with
 
 
 def world_size() -> int:
@@ -136,6 +139,53 @@ def gather(value: T) -> list[T]:
     box: list[Any] | None = [None] * world_size() if is_main() else None
     torch.distributed.gather_object(value, box, dst=0, group=_patient())
     return box or []
+
+
+# ------------------------------------------------------------------------------- shared work
+# The main process says for which object (a policy) the others stand ready (`shared`), and shares
+# out pieces of work (`share`); each of the others opens the same and helps (`help_with`) until
+# there is no more. Where the main process fails meanwhile it ends, and its job with it.
+
+
+@contextmanager
+def shared(subject: object) -> Iterator[None]:
+    """The others help with `subject` inside: they are in `help_with`. A single process is alone."""
+    if world_size() == 1:
+        yield
+        return
+    _shared.append(subject)
+    try:
+        yield
+    finally:
+        _shared.pop()
+    broadcast(None)
+
+
+def is_shared(subject: object) -> bool:
+    """Whether other processes stand ready to help with `subject`, the same object."""
+    return any(subject is one for one in _shared)
+
+
+def share(
+    request: _Asked, jobs: Sequence[_Each], work: Callable[[_Asked, Sequence[_Each]], T]
+) -> list[T]:
+    """What `work` makes of `jobs` in all processes, each of which takes every n-th; by rank."""
+    broadcast((request, jobs))
+    return gather(work(request, _part(jobs)))
+
+
+def help_with(work: Callable[[_Asked, Sequence[_Each]], T]) -> None:
+    """Do this process's part of what the main one shares out, until it has no more."""
+    while asked := broadcast(None):
+        request, jobs = asked
+        gather(work(request, _part(jobs)))
+
+
+def _part(jobs: Sequence[_Each]) -> Sequence[_Each]:
+    return jobs[rank() :: world_size()]
+
+
+# ------------------------------------------------------------------------------------- the end
 
 
 def lost_peer(error: BaseException) -> bool:

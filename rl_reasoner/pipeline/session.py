@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 from rl_reasoner.dataset.templates import render
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.shared_work import shared
 from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import evaluate_recipe
@@ -254,7 +253,7 @@ class Session:
         """The policy that `ref` names, from which the other processes sample, too, inside."""
         processes.broadcast(StageOrder("", ref, samples=True))
         policy = self._policy(ref)
-        with shared(policy):
+        with processes.shared(policy):
             yield policy
 
     def _open(self, ref: PolicyRef) -> Policy:

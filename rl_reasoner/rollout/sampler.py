@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.shared_work import help_with, is_shared, share
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.packed_linear import ROUNDED
@@ -132,7 +131,7 @@ def sample(
     sampled from (`rl_reasoner.rollout.sampling_weights`). `progress` is called with the number of
     completions done since the last call. What `cache` holds is not drawn again, what is drawn is
     kept in it as it gets done. The other processes of a job draw, too, where the policy is shared
-    with them (`distributed.shared_work`). `on_token` is called with (number of the completion in
+    with them (`distributed.processes`). `on_token` is called with (number of the completion in
     this call, token id) as each token is drawn. `tools` may be called in the middle of a
     completion, `episodes` say which environment answers it; then the engine has to run the policy.
     Raises `UserError`.
@@ -146,7 +145,7 @@ def sample(
 
     def draw(jobs: Sequence[SampleJob], take: Take) -> None:
         jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))
-        if on_token is None and is_shared(policy):
+        if on_token is None and processes.is_shared(policy):
             _draw_together(drawer, jobs, ids, take)
         else:
             drawer.draw(jobs, dict(enumerate(ids)), take, on_token)
@@ -247,7 +246,9 @@ def _draw_together(
     for first in range(0, len(jobs), at_once):
         some = jobs[first : first + at_once]
         request = drawer.asked, {index: ids[index] for index, _ in some}
-        for drawn in share(request, some, lambda given, part: drawer.drawn(part, given[1])):
+        for drawn in processes.share(
+            request, some, lambda given, part: drawer.drawn(part, given[1])
+        ):
             take(drawn)
 
 
@@ -260,7 +261,7 @@ def help_to_sample(policy: Policy) -> None:
         return _Drawer(policy, request[0]).drawn(part, request[1])
 
     with in_mode(policy.model, training=False), torch.no_grad():
-        help_with(draw)
+        processes.help_with(draw)
 
 
 class _Drawer:

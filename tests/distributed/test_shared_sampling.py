@@ -8,7 +8,6 @@ import pytest
 
 from rl_reasoner import Recipe, open_policy, train
 from rl_reasoner.distributed import processes
-from rl_reasoner.distributed.shared_work import shared
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.rollout import sampler
 from rl_reasoner.rollout.cache import SampleCache
@@ -51,11 +50,11 @@ def test_each_process_draws_its_part_of_the_same_completions(
         if rank:
             help_to_sample(own)
         else:
-            with shared(own):
+            with processes.shared(own):
                 both = sample(own, PROMPTS, **how, cache=kept), sample(own, PROMPTS, max_tokens=6)
             assert both == alone
             other = open_policy("scratch:dense-tiny", seed=1, device="cpu")
-            with shared(own):  # a judge's policy, say: nobody helps with that
+            with processes.shared(own):  # a judge's policy, say: nobody helps with that
                 assert sample(other, PROMPTS, max_tokens=6) == alone[1]
         if rank:
             help_to_sample(own)
