@@ -51,3 +51,17 @@ def test_the_last_of_several_lines_is_not_all(answer: str, gold: str) -> None:
 def test_a_derivation_ends_in_its_last_line() -> None:
     assert verify("<answer>2x+1=11\n2x=10\nx=5</answer>", "5").value == 1.0
     assert verify("a = 2\nb = 3", "3").value == 1.0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "3 \\times 4 = 12\n12 + 5 = 17",
+        "$3 \\times 4 = 12$\n\n$12 + 5 = 17$",
+        "3 * 4 = 12 apples\n12 + 5 = 17 apples",
+    ],
+)
+def test_calculations_are_a_derivation(said: str) -> None:
+    assert verify(f"<answer>{said}</answer>", "17").value == 1.0
+    assert verify(f"<answer>{said}</answer>", "12").value == 0.0
+    assert verify("<answer>5 = x\n3 = y</answer>", "x = 5, y = 3").value == 1.0

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 _SIGN = re.compile(r"[=<>≤≥≠≈∈]|\\(?:leq?|geq?|neq?|lt|gt|approx|in|leqslant|geqslant)(?![a-zA-Z])")
 _CALCULATED = re.compile(r"[-+*/^]|^\d|\\(?:[dt]?frac|sqrt|cdot|times)(?![a-zA-Z])")
+_NUMBER = re.compile(r"[-−]?[\d.,]+")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LETTER = re.compile(r"[^\W\d_]")
 _GOES_ON = re.compile(r"\\(?:cdot|times|div|pm|mp|cup|cap|q?quad)(?![a-zA-Z])")
@@ -16,7 +17,8 @@ _GOES_ON = re.compile(r"\\(?:cdot|times|div|pm|mp|cup|cap|q?quad)(?![a-zA-Z])")
 def parted_lines(text: str) -> str:
     """`text` with `\\\\` between lines that are relations of their own.
 
-    Equations above a name's value, `2x = 10` and `x = 5`, are a derivation and stay as they are.
+    Equations above a name's value, `2x = 10` and `x = 5`, are a derivation and stay as they are,
+    and so are calculations, `3 + 4 = 7`.
     """
     if "\n" not in text or "\\begin" in text:
         return text
@@ -50,6 +52,9 @@ def _sides(line: str) -> tuple[str, str] | None:
     if sign is None or plain[-1] in ",;+-*/=<>^_\\&|" or plain[0] in "+-*/&)]}":
         return None
     left, right = plain[: sign.start()].strip(), plain[sign.end() :].strip()
+    has_name = _LETTER.search(_COMMAND.sub("", left)) is not None
+    if sign[0] == "=" and not has_name and _NUMBER.fullmatch(left) is None:
+        return None
     ends = _GOES_ON.match(left) or any(m.end() == len(right) for m in _GOES_ON.finditer(right))
     return (left, right) if left and right and not ends and _is_closed(plain) else None
 
