@@ -241,14 +241,22 @@ class _Asked:
 def _draw_together(
     drawer: "_Drawer", jobs: Sequence[SampleJob], ids: Sequence[list[int]], take: Take
 ) -> None:
-    """Draw `jobs` with the other processes of the job; `take` gets each process's part."""
+    """Draw `jobs` with the other processes of the job.
+
+    `take` gets what this one draws as it ends, each other process's part when that is done.
+    """
+
+    def own(
+        request: tuple[_Asked, dict[int, list[int]]], part: Sequence[SampleJob]
+    ) -> dict[SampleJob, Rollout]:
+        drawer.draw(part, request[1], take)
+        return {}
+
     at_once = _PART * processes.world_size()
     for first in range(0, len(jobs), at_once):
         some = jobs[first : first + at_once]
         request = drawer.asked, {index: ids[index] for index, _ in some}
-        for drawn in processes.share(
-            request, some, lambda given, part: drawer.drawn(part, given[1])
-        ):
+        for drawn in processes.share(request, some, own):
             take(drawn)
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -47,7 +47,8 @@ def encode(value: object, refer: Callable[[object], Tree] | None = None, depth: 
     """`value` as a tree. What is not plain data goes to `refer`, or raises `NotData` without one.
 
     Subclasses of plain types travel as the plain type, numpy scalars as numbers, arrays of other
-    things than numbers as lists.
+    things than numbers as lists. Deques and dates are data only as they are: a program's subclass,
+    a `maxlen` and a named time zone would be lost.
     """
     if depth > MAX_DEPTH:
         raise NotData("data nested too deeply")
@@ -84,9 +85,9 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
         return {"q": [encode(value.numerator), encode(value.denominator)]}
     if isinstance(value, Decimal):
         return {"D": str(value)}
-    if isinstance(value, deque):
+    if type(value) is deque and value.maxlen is None:
         return {"Q": [encode(item, refer, depth) for item in deque.__iter__(value)]}
-    if isinstance(value, (date, timedelta)):
+    if isinstance(value, (date, timedelta)) and _is_plain_time(value):
         return {"w": _when_told(value)}
     if isinstance(value, type) and value in _BUILTIN_TYPES:
         return {"T": value.__name__}
@@ -334,6 +335,11 @@ def _decimal(body: Any) -> Decimal:
     if not number.is_finite() or abs(number.adjusted()) > MAX_DIGITS:
         raise ValueError("no finite decimal of reasonable size")
     return number
+
+
+def _is_plain_time(value: date | timedelta) -> bool:
+    zone = value.tzinfo if type(value) is datetime else None
+    return type(value) in (date, datetime, timedelta) and type(zone) in (timezone, type(None))
 
 
 def _when_told(value: date | timedelta) -> Tree:

@@ -48,6 +48,34 @@ def test_the_last_of_several_lines_is_not_all(answer: str, gold: str) -> None:
     assert verify(f"<answer>{answer}</answer>", gold).value == 0.0
 
 
+@pytest.mark.parametrize(
+    ("said", "gold"),
+    [
+        ("r = 5\nA = \\pi r^2\nA = 25\\pi", "25\\pi"),
+        ("a = 3\nb = 4\nc = \\sqrt{a^2+b^2}\nc = 5", "5"),
+        ("f(x)=x^2\nf(3)=9", "9"),
+        ("P(A)=1/2\nP(A\\cap B)=1/6", "1/6"),
+    ],
+)
+def test_a_line_that_uses_one_above_it_is_a_derivation(said: str, gold: str) -> None:
+    assert verify(f"<answer>{said}</answer>", gold).value == 1.0
+    assert verify("<answer>f(1)=2\nf(2)=3</answer>", "f(1)=5\nf(2)=3").value == 0.0
+
+
 def test_a_derivation_ends_in_its_last_line() -> None:
     assert verify("<answer>2x+1=11\n2x=10\nx=5</answer>", "5").value == 1.0
     assert verify("a = 2\nb = 3", "3").value == 1.0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "3 \\times 4 = 12\n12 + 5 = 17",
+        "$3 \\times 4 = 12$\n\n$12 + 5 = 17$",
+        "3 * 4 = 12 apples\n12 + 5 = 17 apples",
+    ],
+)
+def test_calculations_are_a_derivation(said: str) -> None:
+    assert verify(f"<answer>{said}</answer>", "17").value == 1.0
+    assert verify(f"<answer>{said}</answer>", "12").value == 0.0
+    assert verify("<answer>5 = x\n3 = y</answer>", "x = 5, y = 3").value == 1.0

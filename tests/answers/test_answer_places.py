@@ -91,10 +91,13 @@ def test_spellings_of_two_answers(gold: str, said: str) -> None:
 DOUBTED = (
     *("12, I think maybe 13", "$12$, I think maybe $13$", "12, but I am not sure, perhaps 13"),
     *("12, so it might be 13", "12 - I think possibly 13", "12 apples, I think maybe 13 apples"),
+    *("12, which might be 13", "12, so the answer could be 13"),
 )
 NOT_DOUBTED = (
     *("12, maybe 12 apples", "12, which could be written as 24/2", "12, as we may divide 24 by 2"),
-    "12, as 3 times 4 is possibly the simplest way",
+    *("12, as 3 times 4 is possibly the simplest way", "12, since 3 of them could be 4 each"),
+    *("12, as the sides may be 3 and 4", "12, as there may be 3 left over", "12, I think."),
+    *("$12$, I believe", "12 apples, I am sure"),
 )
 
 
@@ -118,3 +121,4 @@ def test_a_remark_with_no_other_answer_is_no_hedge(place: str, said: str) -> Non
 def test_another_choice_in_doubt_is_a_hedge() -> None:
     assert verify("The answer is B, I think maybe C.", "B").value == 0.0
     assert verify("The answer is B, I think maybe B.", "B").value == 1.0
+    assert verify("The answer is B, since the point could be A.", "B").value == 1.0

@@ -1,6 +1,7 @@
 """Evaluations, and stages that sample, by all processes of a job: the same completions."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,33 @@ def test_each_process_draws_its_part_of_the_same_completions(
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert sum(second) == 5 + 3 and sum(first) == 5 + 4 + 7
     assert len(kept) == 14
+
+
+def test_what_the_first_process_draws_is_kept_before_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill loses little: the other process draws nothing before it sees completions kept."""
+    kept, generate = SampleCache(tmp_path, "tiny"), sampler.engine.generate
+
+    def late(*given: Any, **more: Any) -> Any:
+        until = time.monotonic() + 20
+        while not len(kept) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert len(kept) == 4
+        return generate(*given, **more)
+
+    def job(rank: int) -> None:
+        processes.join("cpu")
+        own = open_policy("scratch:dense-tiny", seed=1, device="cpu")
+        if rank:
+            monkeypatch.setattr(sampler.engine, "generate", late)
+            help_to_sample(own)
+        else:
+            with shared(own):
+                sample(own, PROMPTS, max_tokens=6, cache=kept)
+
+    assert together(2, job) == [0, 0]
+    assert len(kept) == len(PROMPTS)
 
 
 def wanted(folder: Path) -> Recipe:

@@ -409,3 +409,20 @@ def turn(q):
     assert verdict(program, "import datetime as d\nx = d.date(2024, 1, 1)\n"
                    "assert later(x, 1) == x") == "failed"  # fmt: skip
     assert verdict(program, "assert turn(deque([1, 2])) == [2, 1]") == "failed"
+
+
+def test_what_plain_deques_and_dates_cannot_say_stays_with_the_program() -> None:
+    program = """
+import datetime, zoneinfo
+from collections import deque
+class Queue(deque):
+    def top(self): return self[-1]
+def last(size): return deque(maxlen=size)
+def noon(zone): return datetime.datetime(2024, 1, 1, 12, tzinfo=zoneinfo.ZoneInfo(zone))
+"""
+    tests = [
+        "q = Queue()\nq.append(3)\nassert q.top() == 3 and len(q) == 1",
+        "q = last(2)\nq.extend([1, 2, 3])\nassert q.maxlen == 2 and list(q) == [2, 3]",
+        "assert noon('UTC').tzinfo.key == 'UTC'",
+    ]
+    assert sandbox.run(program, tests).verdicts == ["passed"] * len(tests)

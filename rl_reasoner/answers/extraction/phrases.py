@@ -46,10 +46,14 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(
-    r"\b(?:(?:perhaps|maybe|possibly|alternatively)(?: [a-z']+){0,2}"
-    r"|(?:might|could|may)(?: also| even| well| just)? be)[ ,:$*({]*"
+    r"(?:\b(?:perhaps|maybe|possibly|alternatively)(?: [a-z']+){0,2}"
+    r"|(?:^\W*(?:which\s+)?|\b(?:it|this|that|answer|result|value|but|so|also)\s+)"
+    r"(?:might|could|may)(?: also| even| well| just)? be)[ ,:$*({]*"
     r"([-−]?\d[\d.,/]*|(?-i:[A-HJ])(?![\w']))",
     re.IGNORECASE,
+)
+_OPINION = re.compile(
+    r"(?<=[^\s,]),?\s+I(?: am|'m)? (?:think|believe|suppose|sure|certain)\W*$", re.IGNORECASE
 )
 _BOUNDS = re.compile(
     r"\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than"
@@ -109,6 +113,7 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         .rstrip(".。！")
         .strip("*_ ")
     )
+    whole = _OPINION.sub("", whole)  # `5, I think` reads as a list, too
     if exclaims or not readable(whole):
         whole = whole.rstrip(".!").strip("*_ ")
     if readable(whole) or _TWO_VALUES.search(whole):

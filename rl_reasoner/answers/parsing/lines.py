@@ -8,7 +8,9 @@ from itertools import pairwise
 
 _SIGN = re.compile(r"[=<>≤≥≠≈∈]|\\(?:leq?|geq?|neq?|lt|gt|approx|in|leqslant|geqslant)(?![a-zA-Z])")
 _CALCULATED = re.compile(r"[-+*/^]|^\d|\\(?:[dt]?frac|sqrt|cdot|times)(?![a-zA-Z])")
+_NUMBER = re.compile(r"[-−]?[\d.,]+")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
+_NAME = re.compile(r"[A-Za-z](?:_(?:\w|\{\w{1,20}\}))?")
 _LETTER = re.compile(r"[^\W\d_]")
 _GOES_ON = re.compile(r"\\(?:cdot|times|div|pm|mp|cup|cap|q?quad)(?![a-zA-Z])")
 
@@ -16,18 +18,34 @@ _GOES_ON = re.compile(r"\\(?:cdot|times|div|pm|mp|cup|cap|q?quad)(?![a-zA-Z])")
 def parted_lines(text: str) -> str:
     """`text` with `\\\\` between lines that are relations of their own.
 
-    Equations above a name's value, `2x = 10` and `x = 5`, are a derivation and stay as they are.
+    Equations above a name's value, `2x = 10` and `x = 5`, are a derivation and stay as they are,
+    and so are calculations, `3 + 4 = 7`, and lines that use one above them: `A = \\pi r^2` below
+    `r = 5`, `f(3) = 9` below `f(x) = x^2`.
     """
     if "\n" not in text or "\\begin" in text:
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     sides = [found for found in map(_sides, lines) if found is not None]
-    if len({_CALCULATED.search(left) is None for left, _ in sides}) > 1:
+    if len({_CALCULATED.search(left) is None for left, _ in sides}) > 1 or _uses_above(sides):
         return text
     parts = lines[:1]
     for above, below in pairwise(lines):
         parts += [r" \\ " if _apart(above, below) else " ", below]
     return "".join(parts)
+
+
+def _uses_above(sides: list[tuple[str, str]]) -> bool:
+    """Whether a line's value is told by a name, or a function, of a line above it."""
+    names: set[str] = set()
+    for left, right in sides:
+        head, bracket, argument = left.partition("(")
+        if not names.isdisjoint(_NAME.findall(_COMMAND.sub(" ", right))) or head + "(" in names:
+            return True
+        if not bracket:
+            names.add(left)
+        elif _LETTER.search(argument):
+            names.add(head + "(")
+    return False
 
 
 def _apart(above: str, below: str) -> bool:
@@ -50,6 +68,9 @@ def _sides(line: str) -> tuple[str, str] | None:
     if sign is None or plain[-1] in ",;+-*/=<>^_\\&|" or plain[0] in "+-*/&)]}":
         return None
     left, right = plain[: sign.start()].strip(), plain[sign.end() :].strip()
+    has_name = _LETTER.search(_COMMAND.sub("", left)) is not None
+    if sign[0] == "=" and not has_name and _NUMBER.fullmatch(left) is None:
+        return None
     ends = _GOES_ON.match(left) or any(m.end() == len(right) for m in _GOES_ON.finditer(right))
     return (left, right) if left and right and not ends and _is_closed(plain) else None
 
