@@ -264,7 +264,9 @@ def test_where_a_row_is_left_out_those_without_advantage_keep_their_kl(
     """Also where the policy has moved: the KL is that of now, not of the old log-probs."""
 
     class Without(trl.GRPOTrainer):  # type: ignore[misc]
-        def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, *a: Any, **k: Any) -> Any:
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, ids: Any, *a: Any, **k: Any
+        ) -> Any:
             logps, *others = super()._get_per_token_logps_and_entropies(model, ids, *a, **k)
             return torch.where((ids == POISON).any(1, True), logps.detach(), logps), *others
 
