@@ -6,6 +6,7 @@ of several such. What else an option is said to be is not checked, nor what cann
 
 import inspect
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -62,9 +63,14 @@ def read_option(text: str, parameter: inspect.Parameter | None) -> Any:
         kind = bool
     if _checked(kind):
         word = text.lower()
-        if type(None) in _kinds(kind) and word in _NOTHING:
+        own = any(text in get_args(one) for one in _kinds(kind) if get_origin(one) is Literal)
+        own = own or (not text and str in _kinds(kind))
+        if type(None) in _kinds(kind) and word in _NOTHING and not own:
             values.append(None)
         values.append(text)
+        with suppress(ValueError, OverflowError):  # `.5` is no JSON, and `1e3` none of an int
+            number = float(text)
+            values += [int(number), number] if number.is_integer() else [number]
         if word in _WORDS:
             values.append(_WORDS[word])
     for value in values:
@@ -111,12 +117,13 @@ def _is_a(value: Any, kind: Any) -> bool:
         return not parts or all(_fits(one, parts[0]) for one in value)
     if origin in _MAPPINGS:
         return isinstance(value, Mapping)
-    if origin is bool:  # 0 and 1 are as good
-        return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+    if origin is bool:  # 0 and 1 are as good, and numpy's own
+        is_bool = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+        return is_bool or (isinstance(value, int) and value in (0, 1))
     if origin in (int, float):
         of = numbers.Integral if origin is int else numbers.Real
         return isinstance(value, of) and not isinstance(value, bool)
-    return isinstance(value, origin)
+    return isinstance(value, (str, os.PathLike) if origin is str else origin)
 
 
 def _said(kind: Any) -> str:
@@ -128,7 +135,8 @@ def _said(kind: Any) -> str:
             words += map(repr, parts)
         elif origin in _LISTS:
             fixed = origin is tuple and parts and parts[-1] is not Ellipsis
-            many = "" if fixed or not parts else _MANY.get(parts[0], "")
+            known = parts and parts[0] in tuple(_MANY)  # some annotations have no hash
+            many = _MANY[parts[0]] if known and not fixed else ""
             count = str(len(parts)) if fixed else many
             words.append(f"a list of {count}" if count else "a list")
         elif origin in _MAPPINGS:

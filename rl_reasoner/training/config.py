@@ -38,6 +38,16 @@ class _Unset:
         return str(self.default)
 
 
+class _UnsetTrue(_Unset, int):
+    """`_Unset(True)` as the default of a field: not `True` itself, and a true number to others."""
+
+    def __new__(cls) -> "_UnsetTrue":
+        return int.__new__(cls, True)
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
 class _Written(argparse.Action):
     """An argument whose value is `_Unset` until a command line, or a parser's file, has one."""
 
@@ -63,7 +73,9 @@ class _RemembersGiven:
         names = [f.name for f in fields(kind) if f.init]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         written = {name: value for name, value in given.items() if not isinstance(value, _Unset)}
-        if len(written) == len(names) and not _is_resolved(cls, written):
+        if len(written) < len(given):  # of a parser: a subclass's own fields do not tell
+            written = {n: v for n, v in written.items() if _tells(cls, n) or v != _default(cls, n)}
+        elif len(written) == len(names) and not _is_resolved(cls, written):
             # Of a parser that knows no `_Unset`, or of `replace`: each default is passed too.
             written = {n: value for n, value in written.items() if value != _default(cls, n)}
         vars(config)[_GIVEN] = written  # no field: a config is compared and saved without it
@@ -225,6 +237,11 @@ def _default(kind: Any, name: str) -> Any:
     return value.default if isinstance(value, _Unset) else value
 
 
+def _tells(kind: Any, name: str) -> bool:
+    """Does a parser pass `_Unset` for this field? Not for one that a subclass has defined anew."""
+    return bool(kind.__dataclass_fields__[name].metadata.get("action") is _Written)
+
+
 def _is_resolved(kind: Any, values: Mapping[str, Any]) -> bool:
     """Do all `values` of a config come from one that has had what its algorithm sets?
 
@@ -248,7 +265,7 @@ def _tell_what_is_written(kind: Any) -> None:
         setting = copy(kind.__dataclass_fields__[name])  # trl's own class keeps its own
         told = {**setting.metadata, "action": _Written}
         if setting.default is True:
-            setting.default = _Unset(True)
+            setting.default = _UnsetTrue()
             told["aliases"] = [f"--no_{name}", f"--no-{name.replace('_', '-')}"]
         setting.metadata = MappingProxyType(told)
         kind.__dataclass_fields__[name] = setting

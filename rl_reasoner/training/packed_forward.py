@@ -295,7 +295,7 @@ class PackedForward:
         old = None if self._inputs is None else self._inputs.get(OLD_LOGPS)
         if keep is None or old is None or self._inputs is None:
             return logps
-        moving = keep & moves(self._inputs["advantages"])
+        moving = keep & moves(self._inputs["advantages"]) if self.skips else keep
         zeros = torch.where(keep[:, None], logps - logps.detach(), 0.0)
         return torch.where(moving[:, None], logps, old + zeros)
 

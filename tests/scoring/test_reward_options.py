@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from rl_reasoner import reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.batch import score_batch
-from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.scoring.registry import load_reward, options_read
 from rl_reasoner.types import Fault
 from support.commands import Cli
 
@@ -178,6 +179,55 @@ def test_a_value_that_fits_is_taken_and_what_is_not_known_is_not_checked(
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     assert load_reward(f"{tmp_path}/own.py:short", options).options == options
+
+
+WIDE = """
+from typing import Annotated, Literal
+from rl_reasoner import reward
+
+@reward
+def wide(
+    completion: str,
+    limit: int = 3,
+    share: float = 0.5,
+    on: bool = False,
+    file: str = "words.txt",
+    mark: str | None = "x",
+    mode: Literal["none", "all"] | None = "all",
+    sizes: list[Annotated[int, []]] = [],
+) -> float:
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("limit=1e3", 1000),
+        ("limit=3.0", 3),
+        ("share=.5", 0.5),
+        ("share=inf", float("inf")),
+        ("mark=", ""),
+        ("mark=None", None),
+        ("mark=1e3", "1e3"),
+        ("mode=none", "none"),
+        ("mode=null", None),
+    ],
+)
+def test_a_word_is_the_value_that_the_annotation_has(text: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "wide.py").write_text(WIDE)
+    name, _, word = text.partition("=")
+    found = options_read(f"{tmp_path}/wide.py:wide", {name: word})
+    assert repr(found) == repr({name: value})
+
+
+def test_paths_are_texts_and_numpys_truth_is_true_or_false(tmp_path: Path) -> None:
+    (tmp_path / "wide.py").write_text(WIDE)
+    wide = f"{tmp_path}/wide.py:wide"
+    options = {"file": tmp_path, "on": numpy.True_, "limit": numpy.int64(2)}
+    assert load_reward(wide, options).options == options
+    with pytest.raises(UserError, match="sizes of wide is \\['a'\\]: expected a list"):
+        load_reward(wide, {"sizes": ["a"]})
 
 
 SUM = '{"completion": "<answer>900 - 156</answer>", "answer": "744"}\n'

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trl
+import tyro
 import yaml
 from transformers import HfArgumentParser
 
@@ -152,3 +153,26 @@ def test_a_subclass_that_is_parsed_sees_plain_values(tmp_path: Path) -> None:
     assert (found.beta, found.mine, found.use_bias_correction_kl) == (0.0, 3, False)
     assert own(str(tmp_path), report_to="none").beta == 0.0
     assert seen == [(0.0, True)] * 2
+
+
+def test_a_default_that_a_subclass_sets_is_none_that_is_written(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Own(GRPOConfig):  # type: ignore[misc]
+        beta: float = 0.01
+        loss_type: str = "dapo"
+
+    own: Any = Own
+    words = ["--output_dir", str(tmp_path), "--report_to", "none", "--algorithm", "grpo"]
+    [found] = HfArgumentParser(own).parse_args_into_dataclasses(words)
+    same = own(str(tmp_path), report_to="none", algorithm="grpo")
+    assert found == same and (found.beta, found.loss_type) == (0.04, "grpo")
+    [found] = HfArgumentParser(own).parse_args_into_dataclasses([*words, "--beta", "0.02"])
+    assert found.beta == 0.02
+
+
+def test_another_parser_of_dataclasses_takes_it(tmp_path: Path) -> None:
+    words = ["--output-dir", str(tmp_path), "--report-to", "none"]
+    found = tyro.cli(GRPOConfig, args=words)
+    assert found.use_bias_correction_kl is True
+    found = tyro.cli(GRPOConfig, args=[*words, "--no-use-bias-correction-kl"])
+    assert found.use_bias_correction_kl is False

@@ -258,6 +258,27 @@ def poisoned(when: Callable[[Any], bool]) -> type[GRPOTrainer]:
     return Poisoned
 
 
+def test_where_a_row_is_left_out_those_without_advantage_keep_their_kl(
+    policies: Policies, tmp_path: Path
+) -> None:
+    """Also where the policy has moved: the KL is that of now, not of the old log-probs."""
+
+    class Without(trl.GRPOTrainer):  # type: ignore[misc]
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, ids: Any, *a: Any, **k: Any
+        ) -> Any:
+            logps, *others = super()._get_per_token_logps_and_entropies(model, ids, *a, **k)
+            return torch.where((ids == POISON).any(1, True), logps.detach(), logps), *others
+
+    changes = {"beta": 0.04, "num_iterations": 2, "max_steps": 4}
+    stock, _, _ = gradients(Without, policies("dense"), tmp_path, half_flat, **changes)
+    kind = poisoned(lambda trainer: torch.is_grad_enabled() and trainer.now == "policy")
+    changes["reuse_log_probs"] = False
+    ours, logs, _ = gradients(kind, policies("dense"), tmp_path, half_flat, **changes)
+    assert sum(row.get("rows/not_finite") or 0 for row in logs) > 0
+    assert worst(stock, ours) <= TOLERANCE
+
+
 def test_a_row_without_reference_is_taken_out(policies: Policies, tmp_path: Path) -> None:
     kind = poisoned(lambda trainer: trainer.now == "reference")
     ours, logs, _ = gradients(kind, policies("dense"), tmp_path, never_flat, beta=0.04)
