@@ -87,7 +87,7 @@ def test_what_the_first_process_draws_is_kept_before_the_others_are_done(
             monkeypatch.setattr(sampler.engine, "generate", late)
             help_to_sample(own)
         else:
-            with shared(own):
+            with processes.shared(own):
                 sample(own, PROMPTS, max_tokens=6, cache=kept)
 
     assert together(2, job) == [0, 0]
