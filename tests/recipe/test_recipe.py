@@ -110,7 +110,7 @@ STAGES = st.lists(
         },
         optional={
             "trainer": st.dictionaries(NAMES, VALUES, max_size=3),
-            "steps": st.integers(1, 10**12),
+            "steps": st.integers(1, 10**7),
             "router_aux": st.none() | st.floats(0, 10),
         },
     ),
