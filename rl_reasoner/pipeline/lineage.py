@@ -260,7 +260,7 @@ def evaluations_of(file: Path, key: str, files: Mapping[str, str]) -> list[Path]
         manifest = mapping(json_object(one).get("manifest")) if one.is_file() else {}
         return manifest.get("key") == key and {**files, **mapping(manifest.get("files"))} == files
 
-    return [one for one in (file, *file.parent.glob("*.json")) if is_same(one)]
+    return [one for one in dict.fromkeys((file, *file.parent.glob("*.json"))) if is_same(one)]
 
 
 def _code(reference: str) -> str | None:

@@ -238,6 +238,9 @@ class _Asked:
     episodes: Episodes | None
 
 
+_Request = tuple[_Asked, dict[int, list[int]]]  # how, and the prompts' token ids by number
+
+
 def _draw_together(
     drawer: "_Drawer", jobs: Sequence[SampleJob], ids: Sequence[list[int]], take: Take
 ) -> None:
@@ -246,9 +249,7 @@ def _draw_together(
     `take` gets what this one draws as it ends, each other process's part when that is done.
     """
 
-    def own(
-        request: tuple[_Asked, dict[int, list[int]]], part: Sequence[SampleJob]
-    ) -> dict[SampleJob, Rollout]:
+    def own(request: _Request, part: Sequence[SampleJob]) -> dict[SampleJob, Rollout]:
         drawer.draw(part, request[1], take)
         return {}
 
@@ -263,10 +264,10 @@ def _draw_together(
 def help_to_sample(policy: Policy) -> None:
     """Draw this process's part of what the main one samples from `policy`, which it has shared."""
 
-    def draw(
-        request: tuple[_Asked, dict[int, list[int]]], part: Sequence[SampleJob]
-    ) -> dict[SampleJob, Rollout]:
-        return _Drawer(policy, request[0]).drawn(part, request[1])
+    def draw(request: _Request, part: Sequence[SampleJob]) -> dict[SampleJob, Rollout]:
+        found: dict[SampleJob, Rollout] = {}
+        _Drawer(policy, request[0]).draw(part, request[1], found.update)
+        return found
 
     with in_mode(policy.model, training=False), torch.no_grad():
         processes.help_with(draw)
@@ -323,14 +324,6 @@ class _Drawer:
             settings["policy_text"] = True
         seed = self.seed if self.sampling.temperature else None
         return cache.key([*ids], settings, seed, job[1])
-
-    def drawn(
-        self, jobs: Sequence[SampleJob], ids: Mapping[int, list[int]]
-    ) -> dict[SampleJob, Rollout]:
-        """The completions of `jobs`, by job."""
-        found: dict[SampleJob, Rollout] = {}
-        self.draw(jobs, ids, found.update)
-        return found
 
     def draw(
         self,

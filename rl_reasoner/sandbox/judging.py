@@ -17,7 +17,7 @@ from typing import Any
 
 from rl_reasoner.sandbox import data
 from rl_reasoner.sandbox.guard import Guard
-from rl_reasoner.sandbox.remote import Channel, Gone, builtin_exception
+from rl_reasoner.sandbox.remote import CHANGED, Channel, Gone, builtin_exception
 from rl_reasoner.sandbox.wanted import Wanted, wanted_names
 
 _SETTLE = "__settle__"
@@ -276,7 +276,7 @@ class _Judge:
             raise self._malformed() from error
         changes = [(given, self._decode(tree)) for given, tree in found]
         for given, now in changes:
-            kinds = [kind for kind in (list, dict, set, deque) if isinstance(now, kind)]
+            kinds = [kind for kind in CHANGED if isinstance(now, kind)]
             array = type(given).__module__ == "numpy"  # a program without numpy has it as lists
             if not (array or (kinds and isinstance(given, kinds[0]))):
                 raise self._malformed()

@@ -18,6 +18,8 @@ from typing import Any
 
 from rl_reasoner.sandbox import data
 
+CHANGED = (list, dict, set, deque)
+"""Kinds of arguments, beside arrays, that a call may change in place on the other side, too."""
 BROKEN = 88  # exit code of a process that ended as no honest one does
 # Length of a message, its conversation, whether the sender has threads beside it.
 _HEAD = struct.Struct("!IH?")
@@ -246,7 +248,7 @@ class Server:
         for place, tree in given:
             now: Any = values[place] if isinstance(place, int) else named[place]
             array = type(now).__module__ == "numpy"
-            if (array or isinstance(now, (list, dict, set, deque))) and self._encode(now) != tree:
+            if (array or isinstance(now, CHANGED)) and self._encode(now) != tree:
                 changed.append([place, self._encode(now)])
         return value, changed
 

@@ -25,12 +25,14 @@ def parted_lines(text: str) -> str:
     if "\n" not in text or "\\begin" in text:
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    sides = [found for found in map(_sides, lines) if found is not None]
+    found = [*map(_sides, lines)]
+    sides = [one for one in found if one is not None]
     if len({_CALCULATED.search(left) is None for left, _ in sides}) > 1 or _uses_above(sides):
         return text
     parts = lines[:1]
-    for above, below in pairwise(lines):
-        parts += [r" \\ " if _apart(above, below) else " ", below]
+    for (above, first), (below, second) in pairwise(zip(lines, found, strict=True)):
+        listed = "," in above
+        parts += [r" \\ " if _apart(first, second, listed=listed) else " ", below]
     return "".join(parts)
 
 
@@ -48,15 +50,15 @@ def _uses_above(sides: list[tuple[str, str]]) -> bool:
     return False
 
 
-def _apart(above: str, below: str) -> bool:
-    """Whether two lines that follow each other are two relations.
+def _apart(first: tuple[str, str] | None, second: tuple[str, str] | None, *, listed: bool) -> bool:
+    """Whether lines of these sides, that follow each other, are two relations.
 
-    One name twice is a derivation, `A = \\pi r^2` and `A = 9\\pi`, unless both are numbers.
+    One name twice is a derivation, `A = \\pi r^2` and `A = 9\\pi`, unless both are numbers, or the
+    first line has several members (`listed`).
     """
-    first, second = _sides(above), _sides(below)
     if first is None or second is None:
         return False
-    if first[0] != second[0] or "," in above:
+    if first[0] != second[0] or listed:
         return True
     return not any(_LETTER.search(_COMMAND.sub("", right)) for _, right in (first, second))
 

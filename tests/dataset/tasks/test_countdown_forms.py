@@ -2,15 +2,7 @@
 
 import pytest
 
-from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.reward import Reward
-
-
-@pytest.fixture(scope="module")
-def countdown() -> Reward:
-    reward = load_reward("countdown")
-    assert isinstance(reward, Reward)
-    return reward
 
 
 @pytest.mark.parametrize(

@@ -378,13 +378,6 @@ def test_noise_is_for_the_tasks_that_have_it() -> None:
 # ------------------------------------------------------------------------- countdown reward
 
 
-@pytest.fixture(scope="module")
-def countdown() -> Reward:
-    reward = load_reward("countdown")
-    assert isinstance(reward, Reward)
-    return reward
-
-
 @pytest.mark.parametrize(
     ("completion", "right"),
     [
