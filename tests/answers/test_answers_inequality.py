@@ -211,6 +211,8 @@ UNEQUAL = {
         ("B", "BC"),
         ("ACD", "AC"),
         (r"\text{CBAD}", "ABCD"),
+        (r"\angle ABC", r"\angle BAC"),
+        ("∠ABC = 50", "∠ACB = 50"),
         (r"\text{CBAD}", r"\text{BACD}"),
         (r"\text{CBAD}", "A, B, C, D"),
         (r"\text{BAD}", r"\text{DAB}"),

@@ -380,7 +380,7 @@ class Expressions(Brackets):
         if name in _ACCENTS:
             return self.called(self.subscript(f"{name} {spelled(self.argument())}"))
         if name in _NAMED:
-            return Node("call", (self.product(),), name="?" + name)
+            return Node("call", (_vertex_in_the_middle(name, self.product()),), name="?" + name)
         if name == "not":
             raise Unreadable("a negated sign")
         if name == "textcircled":
@@ -465,3 +465,13 @@ class Expressions(Brackets):
 
 def _only_pi(node: Node) -> bool:
     return node.op in ("const", "num") or (node.op == "mul" and all(map(_only_pi, node.args)))
+
+
+def _vertex_in_the_middle(figure: str, letters: Node) -> Node:
+    """Three points of an angle as one name that keeps the vertex: ABC is CBA, and not BAC."""
+    if not figure.endswith("angle") or figure == "triangle" or letters.op != "mul":
+        return letters
+    if len(letters.args) != 3 or any(point.op != "sym" for point in letters.args):
+        return letters
+    points = [point.name for point in letters.args]
+    return Node("sym", name=" ".join(min(points, points[::-1])))
