@@ -21,6 +21,7 @@ from rl_reasoner.pipeline.forecaster import add_outcome, first_steps, forecast_f
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.rollout.sampler import help_to_sample
 from rl_reasoner.training.checkpointing.signals import Stop
 
 
@@ -65,13 +66,16 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         evals = self.job.recipe.evals
         if self.watch is not None and state.global_step % evals.every == 0:
-            with gathered_params_of(self.trainer):
+            with gathered_params_of(self.trainer):  # inside, all hold the whole weights
                 started = time.perf_counter()
                 if processes.is_main():
-                    figures = self._validate(self.watch.name)
+                    with processes.shared(self.job.policy):
+                        figures = self._validate(self.watch.name)
                     step = state.global_step
                     self.validated = self.watch.record(figures, step, self.job.policy)
-                processes.wait()  # as long as it takes: inside, all hold the whole weights
+                else:
+                    help_to_sample(self.job.policy)
+                processes.wait()  # as long as it takes
                 self.validating += time.perf_counter() - started
         if self.job.meter is not None:  # in the main process
             last = state.global_step >= self.job.stage.steps

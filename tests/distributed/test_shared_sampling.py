@@ -94,7 +94,7 @@ def test_what_the_first_process_draws_is_kept_before_the_others_are_done(
     assert len(kept) == len(PROMPTS)
 
 
-def wanted(folder: Path) -> Recipe:
+def wanted(folder: Path, **changes: Any) -> Recipe:
     """A filter, samples and a step of GRPO on them, with all evaluations and a control arm."""
     folder.mkdir()
     told = {"reward": f"{folder / 'near.py'}:near", "sampling": {"max_tokens": 8}, "samples": 2}
@@ -106,15 +106,25 @@ def wanted(folder: Path) -> Recipe:
     ]
     stages[1]["keep"] = {"readable": False, "per_prompt": 2}
     evals = {"limit": 5, "samples": 2, "stages": True}
-    return recipe(folder, *stages, evals=evals, controls=["random_reward"])
+    evals |= {"validation": "modular_validation", "every": 1}
+    return recipe(folder, *stages, evals=evals, controls=["random_reward"], **changes)
 
 
+@pytest.mark.parametrize(
+    "parallel",
+    ["ddp", pytest.param("fsdp", marks=pytest.mark.matrix), pytest.param("", id="adapter")],
+)
 def test_a_run_samples_by_all_processes_what_one_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parallel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of filter and sample, evaluations before GRPO, after it and of its control arm."""
-    alone = train(wanted(tmp_path / "alone"), quiet=True).folder
-    made = wanted(tmp_path / "both")
+    """Rows of filter and sample, evaluations before GRPO, in it, after it, of its control arm."""
+    source = {"source": "scratch:moe-tiny"}
+    policy = source if parallel else {**source, "lora": {"rank": 4}}
+    alone = train(wanted(tmp_path / "alone", policy=policy), quiet=True).folder
+    made = wanted(tmp_path / "both", policy=policy)
+    made = made.model_copy(
+        update={"run": made.run.model_copy(update={"parallel": parallel or "ddp"})}
+    )
 
     def job(rank: int) -> None:
         drawn = counted(monkeypatch)
@@ -135,5 +145,6 @@ def test_a_run_samples_by_all_processes_what_one_samples(
     assert [len(found) for found in after.rows.values()] == [5, 5]
     drawn = json.loads((tmp_path / "1.json").read_text())
     # Half of six rows twice for each of two stages; of three evaluations, two of five rows
-    # greedily, and five of ten samples.
-    assert sum(drawn) == 2 * 6 + 3 * (2 + 5)
+    # greedily, and five of ten samples; of the validation in GRPO and in its control arm, two of
+    # five rows.
+    assert sum(drawn) == 2 * 6 + 3 * (2 + 5) + 2 * 2
