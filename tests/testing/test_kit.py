@@ -32,12 +32,13 @@ CODE = [
 @pytest.mark.parametrize("name", bad_rewards.EXPECTED)
 def test_a_planted_defect_is_found(name: str) -> None:
     report = examine(getattr(bad_rewards, name), timeout_s=1.0)
-    check = bad_rewards.EXPECTED[name]
     found = {finding.check: finding for finding in [*report.failed, *report.warned]}
-    assert check in found, str(report)
-    if found[check].status == "failed":
-        with pytest.raises(AssertionError, match=f"failed +{check}"):
-            check_reward(getattr(bad_rewards, name), timeout_s=1.0)
+    assert bad_rewards.EXPECTED[name] in found, str(report)
+
+
+def test_what_fails_is_raised() -> None:
+    with pytest.raises(AssertionError, match=f"failed +{bad_rewards.EXPECTED['any_box']}"):
+        check_reward(bad_rewards.any_box, timeout_s=1.0)
 
 
 JUDGES = {"judge", "judge_ranking"}  # which need a model: tests/judging
