@@ -281,9 +281,10 @@ def check_filled(stage: Stage, rows: int, needed: int) -> None:
     """
     if rows < needed:
         few = f"{rows} row{'s' * (rows != 1)}"
+        size = "batch" if isinstance(stage, DistillStage) else "group.prompts"
         raise UserError(
             f"stage {stage.name}: {few} cannot fill a step of {needed} prompts, so nothing would "
-            f"be trained: give at least {needed} rows, or a smaller group.prompts"
+            f"be trained: give at least {needed} rows, or a smaller {size}"
         )
 
 

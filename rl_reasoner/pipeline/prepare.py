@@ -29,7 +29,7 @@ class Prepared:
     rewards: Mapping[str, Callable[..., Any]]
     """by their names in the recipe"""
     step_prompts: Mapping[str, int]
-    """how many prompts a step of a grpo stage takes, by stage"""
+    """how many prompts a step of a grpo or distill stage takes, by stage"""
     read: Mapping[str, str]
     """the hash of each data file when its rows were read"""
 

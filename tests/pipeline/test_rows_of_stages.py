@@ -69,3 +69,21 @@ def test_a_file_that_changes_while_a_run_trains_is_kept_as_it_was_read(tmp_path:
     train(wanted, resume=folder, quiet=True)
     assert recorded() == hashlib.sha256(other.read_bytes()).hexdigest(), "it has run again"
     assert [*folder.glob("old/**/2-sft")]
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_distillation_of_fewer_rows_than_a_batch_would_train_nothing(
+    tmp_path: Path, *, filtered: bool
+) -> None:
+    file = written(tmp_path / "rows.jsonl", PROBLEMS[:3])
+    short = {"sampling": {"max_tokens": 4}}
+    distill = {"kind": "distill", "teacher": "scratch:moe-tiny", "steps": 1, "batch": 4, **short}
+    keep = {"kind": "filter", "data": file, "samples": 1, "keep": "0..1", **short}
+    stages = [keep, distill] if filtered else [{**distill, "data": file}]
+    with pytest.raises(UserError, match=r"3 rows cannot fill a step of 4 prompts.*smaller batch"):
+        train(recipe(tmp_path, *stages), quiet=True)
+    assert not [*tmp_path.glob("run/stages/*-distill/policy")]
+    stages[-1] |= {"batch": 3}
+    folder = train(recipe(tmp_path, *stages, run={"folder": str(tmp_path / "next")})).folder
+    [metrics] = folder.glob("stages/*-distill/metrics.jsonl")
+    assert len(rows(metrics)) == 1
