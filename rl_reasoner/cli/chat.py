@@ -5,10 +5,12 @@ known (`--answer`, or `/answer 9` after the reply), the maths verifier says whet
 right. Replies are text: nothing in them is run, and control characters in them are not shown.
 """
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,7 +179,14 @@ class ChatVerb:
                 near = did_you_mean(command, [_COMMAND])
                 err.print(f"there is no {command}.{near} {_HINT}", style="yellow", soft_wrap=True)
                 continue
-            problem, replies = line, self._replies(line, policies)
+            try:
+                problem, replies = line, self._replies(line, policies)
+            except KeyboardInterrupt:
+                if not asking:
+                    raise
+                replies = []  # what was cut short is not to be judged
+                err.print("\nthe reply was stopped; Ctrl-C again ends", style="yellow")
+                continue
             if self.json:
                 self._emit(problem, replies)
 
@@ -250,6 +259,8 @@ class _Screen:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self.live is not None:
             self.live.stop()
+        if self.live is not None and kind is KeyboardInterrupt:
+            out.print(self._beside())  # as far as it has come
         if self.hidden or kind is not None:
             return
         if self.streams:
@@ -349,11 +360,20 @@ def _lines(asking: bool) -> Iterator[str]:
     if asking:
         with suppress(ImportError):
             import readline  # noqa: F401  # makes input() editable
-    while True:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte costs its line alone
+    for number in count(1):
         try:
             line = input("problem> " if asking else "").strip()
+            line.encode(errors="surrogateescape").decode()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            bad = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
+            if not asking:
+                raise UserError(f"standard input, line {number}: {bad}") from error
+            err.print(f"{bad}: type it again", style="yellow")
+            continue
         if line:
             yield line
         elif asking:

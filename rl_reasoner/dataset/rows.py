@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import random
+import shutil
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,10 +21,12 @@ from typing import Any
 from rl_reasoner.answers import verify
 from rl_reasoner.dataset.code_rows import code_row, columns_of
 from rl_reasoner.dataset.conversations import plain_row
+from rl_reasoner.dataset.readers import ending
 from rl_reasoner.dataset.sets import check_set, read_rows
 from rl_reasoner.dataset.tasks.generate import careless, generate_problems
 from rl_reasoner.dataset.tasks.mixed_language import put_into_words
 from rl_reasoner.errors import UserError, did_you_mean, nearest
+from rl_reasoner.files import write_jsonl
 from rl_reasoner.language.instructions import parsed
 from rl_reasoner.language.thinking import with_tags
 from rl_reasoner.paths import told_apart
@@ -88,6 +91,18 @@ def check_source(data: AnyData) -> None:
             check_set(source.path)
         elif isinstance(source, TaskData):
             generate_problems(source.task, split=source.split, count=0, levels=_levels(source))
+
+
+def copy_as_jsonl(file: Path, target: Path) -> None:
+    """Copy a file of rows to `target` byte by byte; one that is no JSON, as JSON lines.
+
+    Raises `UserError` where that one is empty or broken.
+    """
+    if ending(file) in (".jsonl", ".json"):
+        shutil.copyfile(file, target)
+    else:
+        rows = read_rows(str(file))
+        write_jsonl(target, ({name: _plain(value) for name, value in row.items()} for row in rows))
 
 
 def load_problems(data: FileData) -> list[Row]:

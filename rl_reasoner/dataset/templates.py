@@ -4,7 +4,7 @@ A template turns a problem into a text or a chat; conversations keep their turns
 models but their tokenizer's chat template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.dataset.conversations import TURNS, chat_of
@@ -81,10 +81,10 @@ def with_system(rows: Sequence[Row], system: str | None) -> list[Row]:
 def target_completion(row: Row) -> str:
     """The completion to train on: the row's own, or made of its chain and answer.
 
-    Raises `UserError` for a row that has neither.
+    Raises `UserError` for a row that has neither, or where one is no text.
     """
     if row.get("completion"):
-        return str(row["completion"])
+        return _learned(row, "completion")
     column = "solution" if row.get("chain") is None else "chain"
     chain, answer, who = row.get(column), row.get("answer"), row.get("id", row["problem"])
     if chain is None:
@@ -97,4 +97,15 @@ def target_completion(row: Row) -> str:
             f"row {who!r:.60} has a {column} and no answer to end with: to learn it as it stands, "
             "call it the completion (columns: {completion: NAME})"
         )
-    return with_tags(chain, answer)
+    return with_tags(_learned(row, column), answer)
+
+
+def _learned(row: Row, column: str) -> str:
+    """The text in a column that is trained on; a list would be learned with its brackets."""
+    value = row[column]
+    if isinstance(value, (list, tuple, Mapping)):
+        raise UserError(
+            f"row {row.get('id', row['problem'])!r:.60}: the {column} is {value!r:.40}: expected "
+            "one text"
+        )
+    return str(value)

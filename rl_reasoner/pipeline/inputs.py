@@ -9,7 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rl_reasoner.dataset.levels import levels_of
@@ -21,7 +21,7 @@ from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.hacking.judges import check_own_judge
 from rl_reasoner.pipeline.control_rewards import with_forms
-from rl_reasoner.pipeline.lineage import reused_path
+from rl_reasoner.pipeline.lineage import hashes_of_data, reused_path
 from rl_reasoner.policy.names import check_policy
 from rl_reasoner.recipe.dashboards import dashboards_of
 from rl_reasoner.recipe.data import AnyData, FileData, StageData, TaskData, data_sources
@@ -53,6 +53,8 @@ class Inputs:
     """by stage; empty where another stage makes them, or the stage reuses a result"""
     rewards: Mapping[str, Callable[..., Any]]
     """by their names in the recipe"""
+    read: Mapping[str, str] = field(default_factory=dict)
+    """the hash of each data file when its rows were read: it may be edited while the run trains"""
 
 
 class Problems:
@@ -87,10 +89,12 @@ def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = 
     rewards = _find_named(recipe, problems, starts=starts)
     rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
     known = [i for i in range(len(recipe.stages)) if not made_in_run(recipe, i)]
+    hashes: dict[str, str] = {}
     for turn in _TURNS:
         for index in (i for i in known if _turn_of(recipe, i) == turn):
             stage = recipe.stages[index]
             with problems.field(*data_place(recipe, index)):
+                hashes = hashes_of_data(recipe, stage) | hashes
                 read = read_stage_rows(recipe, stage, recipe.data_of(stage), rewards)
                 rows[stage.name] = read
                 # an argument of trl's may change how many prompts a step has
@@ -100,7 +104,30 @@ def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = 
         if turn == "scored":
             _try_rewards(recipe, rows, rewards, problems)
             problems.tell()
-    return Inputs(rows, rewards)
+    _check_learned(recipe, rows, problems)
+    problems.tell()
+    return Inputs(rows, rewards, hashes)
+
+
+def _check_learned(recipe: Recipe, rows: Mapping[str, list[Row]], problems: Problems) -> None:
+    """Find supervised stages behind a filter whose rows have nothing to learn, before it samples.
+
+    Where some rows have it, they may be those that the filter keeps.
+    """
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind != "sft" or stage.reuse is not None or not made_in_run(recipe, index):
+            continue
+        with problems.field("stages", index):
+            lacking: list[UserError] = []
+            for row in unfiltered(recipe, stage, rows):
+                try:
+                    row.get(PLAYED) or target_completion(row)
+                    break
+                except UserError as error:
+                    lacking.append(error)
+            else:
+                if lacking:
+                    raise lacking[0]
 
 
 def _find_named(
@@ -254,9 +281,10 @@ def check_filled(stage: Stage, rows: int, needed: int) -> None:
     """
     if rows < needed:
         few = f"{rows} row{'s' * (rows != 1)}"
+        size = "batch" if isinstance(stage, DistillStage) else "group.prompts"
         raise UserError(
             f"stage {stage.name}: {few} cannot fill a step of {needed} prompts, so nothing would "
-            f"be trained: give at least {needed} rows, or a smaller group.prompts"
+            f"be trained: give at least {needed} rows, or a smaller {size}"
         )
 
 

@@ -44,17 +44,20 @@ _SHOWN = 3  # differences that are named
 _MISSING = object()
 
 
-def facts_of(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, Any]:
+def facts_of(
+    recipe: Recipe, stage: Stage, made: Mapping[str, str], read: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """What decides the result of `stage`, as JSON values.
 
-    `made` has the hash of what each stage has made that this one needs (see `Recipe.needs`).
+    `made` has the hash of what each stage has made that this one needs (see `Recipe.needs`),
+    `read` those of data files as they were when a run read them (`hashes_of_data`).
     """
     if stage.reuse is not None:
         return {"reuse": hash_of(reused_path(stage))}
     fields = stage.model_dump(mode="json")
     facts: dict[str, Any] = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT}
     facts["data"] = recipe.data_of(stage).model_dump(mode="json")
-    facts["files"] = _files(recipe, stage, made)
+    facts["files"] = _files(recipe, stage, made, read or {})
     start = recipe.start_of(stage)
     source = getattr(stage, "policy", None) or recipe.policy.source
     facts["from"] = made[start] if start else hash_of_source(source, recipe.run.seed)
@@ -154,14 +157,28 @@ def _filled(before: Any, now: Any, given: Any) -> Any:
     return {**before, **filled}
 
 
-def _files(recipe: Recipe, stage: Stage, made: Mapping[str, str]) -> dict[str, str]:
+def _files(
+    recipe: Recipe, stage: Stage, made: Mapping[str, str], read: Mapping[str, str]
+) -> dict[str, str]:
     """The hash of each file, and of each stage's data, that the stage's rows come from."""
-    hashes = {}
-    for source in data_sources(recipe.data_of(stage)):
+    hashes, sources = {}, data_sources(recipe.data_of(stage))
+    if any(isinstance(source, StageData) for source in sources):
+        read = {}  # beside those of a stage, files are read when this one begins
+    for source in sources:
         if isinstance(source, StageData):
             hashes[source.stage] = made[source.stage]
         elif isinstance(source, FileData):
-            hashes[source.path] = hash_of_set(source.path)
+            hashes[source.path] = read.get(source.path) or hash_of_set(source.path)
+    return hashes
+
+
+def hashes_of_data(recipe: Recipe, stage: Stage) -> dict[str, str]:
+    """The hash of each file that the stage's rows come from, by path; none of what is not there."""
+    hashes = {}
+    for source in data_sources(recipe.data_of(stage)):
+        if isinstance(source, FileData):
+            with suppress(OSError):
+                hashes[source.path] = hash_of_set(source.path)
     return hashes
 
 

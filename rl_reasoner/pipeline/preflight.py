@@ -33,7 +33,6 @@ from rl_reasoner.recipe.data import BRACES_FIX, data_sources, doubled_braces
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import (
-    DistillStage,
     GrpoStage,
     RowStage,
     SampleStage,
@@ -134,7 +133,7 @@ def inspect(
             notices += _golds(stage, rows, prepared)
             if rows:
                 notices.append(_prompts(recipe, stage, rows, policy))
-        elif rows:
+        elif rows and isinstance(stage, SftStage):
             notices.append(_batch_size(stage, len(rows)))
     notices += _trained_levels(recipe, prepared)
     return notices
@@ -391,7 +390,7 @@ def _vllm_server(
     return warn_if(merged, "vllm", message, f"to swap adapters, start it with {LORA_FLAGS}, too")
 
 
-def _batch_size(stage: SftStage | DistillStage, rows: int) -> Notice:
+def _batch_size(stage: SftStage, rows: int) -> Notice:
     """Fewer rows than a batch: trl makes every step of all of them."""
     message = f"stage {stage.name}: {rows} rows, {stage.batch} per step"
     fix = f"every step has all {rows}: use a smaller batch"

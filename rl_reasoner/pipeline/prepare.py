@@ -29,7 +29,9 @@ class Prepared:
     rewards: Mapping[str, Callable[..., Any]]
     """by their names in the recipe"""
     step_prompts: Mapping[str, int]
-    """how many prompts a step of a grpo stage takes, by stage"""
+    """how many prompts a step of a grpo or distill stage takes, by stage"""
+    read: Mapping[str, str]
+    """the hash of each data file when its rows were read"""
 
 
 def prepare(
@@ -58,4 +60,4 @@ def prepare(
                 needed = step_prompts.get(stage.name, 0)
                 check_filled(stage, len(inputs.rows[stage.name]), needed)
     problems.tell()
-    return Prepared(inputs.rows, inputs.rewards, step_prompts)
+    return Prepared(inputs.rows, inputs.rewards, step_prompts, inputs.read)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rl_reasoner.dataset.rows import copy_as_jsonl
 from rl_reasoner.dataset.templates import render
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.threads import Threads
@@ -362,7 +363,7 @@ class Session:
 
     def _facts(self, stage: Stage) -> dict[str, Any]:
         made = {name: self._made(name) for name in self.recipe.needs(stage)}
-        return facts_of(self.recipe, stage, made)
+        return facts_of(self.recipe, stage, made, self.prepared.read)
 
     def _facts_before(self, stage: Stage, now: Mapping[str, Any]) -> dict[str, Any] | None:
         """What the stage was begun with, to compare with `now`; None where it was not."""
@@ -480,7 +481,7 @@ class Session:
     def _copy_reused(self, stage: Stage, folder: Path) -> Path:
         """Copy what a stage reuses into its folder."""
         if isinstance(stage, RowStage):
-            shutil.copyfile(reused_path(stage), folder / "data.jsonl")
+            copy_as_jsonl(reused_path(stage), folder / "data.jsonl")
             return folder / "data.jsonl"
         self._policy(PolicyRef(None, str(reused_path(stage)))).save(folder / "policy")
         return folder / "policy"

@@ -32,8 +32,9 @@ from rl_reasoner.training.config import GRPOConfig
 
 
 def check_configs(recipe: Recipe, placement: Placement) -> dict[str, int]:
-    """Make the config of every stage; returns how many prompts a step of each grpo stage takes.
+    """Make the config of every stage; returns how many prompts a step takes, by stage.
 
+    Of the stages that sample what they train on: trl draws whole steps for these alone.
     Raises `UserError` for arguments that trl does not take.
     """
     step_prompts: dict[str, int] = {}
@@ -46,6 +47,9 @@ def check_configs(recipe: Recipe, placement: Placement) -> dict[str, int]:
             raise UserError(f"stage {stage.name}: {error}") from error
         if isinstance(stage, GrpoStage):
             step_prompts[stage.name] = made.generation_batch_size // made.num_generations
+        elif isinstance(stage, DistillStage):
+            passes = made.per_device_train_batch_size * made.gradient_accumulation_steps
+            step_prompts[stage.name] = passes * placement.processes
     return step_prompts
 
 

@@ -102,7 +102,8 @@ def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
             repo_id=repository, folder_path=folder, commit_message="Published by rl-reasoner"
         )
     except Exception as error:  # each version of its client raises those of another HTTP library
-        by_hand = shlex.join(["hf", "upload", repository, str(folder)])
+        hidden = ["--private"] if private else []  # without it the hub makes a public one
+        by_hand = shlex.join(["hf", "upload", repository, str(folder), *hidden])
         raise UserError(
             f"--push {repository}: the hub did not take it: {first_line(error)}. {folder} is "
             f"written: log in with `hf auth login`, then `{by_hand}`"

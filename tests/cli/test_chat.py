@@ -1,5 +1,6 @@
 """`rl-reasoner chat`: thinking apart from the answer, two policies, verdicts, hostile text."""
 
+import io
 import json
 import os
 import pty
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rl_reasoner.cli import main
 from rl_reasoner.cli.chat import Reply, stream
 from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.rollout.sampler import sample
@@ -154,6 +157,48 @@ def test_on_a_terminal_replies_stream_and_stand_side_by_side(here: Path) -> None
     argv = ("chat", "run", "scratch:dense-tiny", "--max-tokens", "3")
     shown = on_terminal(*argv, typed="1+1=\n\n", folder=here)
     assert any("run" in line and "scratch:dense-tiny" in line for line in shown.splitlines())
+
+
+class Typed(io.StringIO):
+    """Standard input that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_ctrl_c_ends_a_reply_and_not_the_talk(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = iter([KeyboardInterrupt, Rollout("<answer>2</answer>", 9, False)])
+
+    def answer(*given: Any) -> Rollout:
+        reply = next(replies)
+        if not isinstance(reply, Rollout):
+            raise reply
+        return reply
+
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("rl_reasoner.cli.chat.stream", answer)
+    monkeypatch.setattr("sys.stdin", Typed("9+9=\n/answer 18\n1+1=\n/answer 2\n"))
+    assert main(["chat", "run"]) == 0
+    ended = capsys.readouterr()
+    assert "the reply was stopped" in ended.err and "comes after a problem" in ended.err
+    assert "right: " in ended.out
+    replies = iter([KeyboardInterrupt])
+    monkeypatch.setattr("sys.stdin", io.StringIO("9+9=\n1+1=\n"))
+    assert main(["chat", "run"]) == 130, "of a pipe it ends all"
+
+
+def test_bytes_that_are_no_text_are_told_by_their_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    given = io.BytesIO(b"1+1=\n\n2\xff+2=\n3+3=\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given, encoding="utf-8"))
+    assert main(["chat", "run", "--max-tokens", "3", "--json"]) == 2
+    ended = capsys.readouterr()
+    assert [json.loads(line)["problem"] for line in ended.out.splitlines()] == ["1+1="]
+    assert "standard input, line 3: not UTF-8 (byte 0xff)" in ended.err
 
 
 def test_unknown_commands_are_answered_and_not_sent_to_the_policy(here: Path, cli: Cli) -> None:

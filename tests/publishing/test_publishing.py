@@ -187,7 +187,11 @@ def test_a_folder_is_pushed(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatc
     shutil.rmtree("out")
     monkeypatch.setattr(Hub, "fails", RuntimeError("[Errno -2] Name or service not known"))
     ended = cli("publish", "run", "out", "--push", "me/tiny")
-    assert ended.code == 2 and "hf upload me/tiny out" in ended.err  # whatever its client raises
+    assert ended.code == 2  # whatever its client raises
+    assert "`hf upload me/tiny out --private`" in ended.err, "by hand it is no more public"
+    shutil.rmtree("out")
+    ended = cli("publish", "run", "out", "--push", "me/tiny", "--public")
+    assert "`hf upload me/tiny out`" in ended.err
 
 
 @pytest.mark.parametrize(
