@@ -127,8 +127,8 @@ def _score(result: sandbox.SandboxResult, credit: str) -> Score:
     if result.passed:
         return Score(1.0, f"passes all {count} tests", parts)
     at, verdict = next((i, v) for i, v in enumerate(result.verdicts) if v != "passed")
-    error = result.stderr.strip().rpartition("\n")[2][:200]
-    reason = f"test {at + 1} of {count}: {verdict}" + (f" ({error})" if error else "")
+    why = f" ({result.reason})" if result.reason else ""
+    reason = f"test {at + 1} of {count}: {verdict}{why}"
     if credit == "all":
         return Score(0.0, reason, parts)
     return Score(passed / count, f"passes {passed} of {count}; {reason}", parts)

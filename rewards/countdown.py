@@ -15,18 +15,20 @@ from typing import Any
 
 from rl_reasoner import Score, reward
 from rl_reasoner.answers.extraction.extract import turn_of
-from rl_reasoner.language.thinking import behind_chain
+from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_ANSWER, behind_chain
 
 MAX_CHARS = 200
 MAX_OPEN = 30
-_ANSWER = re.compile(r"<answer>([^<]*)</answer>|\\boxed\{([^{}]*)\}")
+_OPENED = re.compile(r"<answer>|\\boxed\s*\{")
 _NUMBER = re.compile(r"[0-9]+")
 _TOKEN = re.compile(r"[0-9]+|\S")
-_COMMAND = re.compile(r"\\(times|cdot|ast|div|left|right)(?![a-zA-Z])")
+_FRACTION = "\0"  # what \frac is while it is read: no text that is shown has it
+_COMMAND = re.compile(r"\\(times|cdot|ast|div|left|right|[dt]?frac)(?![a-zA-Z])")
 _SIGNS = {"times": "*", "cdot": "*", "ast": "*", "div": "/", "left": "", "right": ""}
+_SIGNS |= dict.fromkeys(("frac", "dfrac", "tfrac"), _FRACTION)
 _ASCII = str.maketrans("×·⋅∗÷−", "****/-")
 _VALUE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_MARKS = (("$$", "$$"), ("$", "$"), ("`", "`"), (r"\(", r"\)"), (r"\[", r"\]"))
+_MARKS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("`", "`"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
 @reward(policy_text=True)
@@ -35,16 +37,16 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
 
     Each number may be used as often as it is given, at most. The answer stands behind the
     reasoning: the content of the last `<answer>...</answer>` or `\\boxed{...}`, or else the last
-    line with text. It may be in one pair of `$` or backticks, have × ÷ or `\\times` as signs, and
-    end with `= target`. Columns that are text, as in CSV, are read as JSON.
+    line with text. It may be in one pair of `$`, `**` or backticks, have × ÷ or `\\times` as signs,
+    have `\\frac`, and end with `= target` and a full stop. Columns that are text, as in CSV, are
+    read as JSON.
     """
     given, aim = Counter(_numbers(numbers)), _number(target, "target")
     said = behind_chain(turn_of(completion))
     if said is None:
         return Score(0.0, "no final answer: the reasoning never ends")
-    marked = _ANSWER.findall(said)
-    lines = said.strip().splitlines()
-    text = ("".join(marked[-1]) if marked else lines[-1] if lines else "").strip()
+    marked, lines = _last_marked(said), said.strip().splitlines()
+    text = (marked if marked is not None else lines[-1] if lines else "").strip()
     if len(text) > MAX_CHARS:
         return Score(0.0, f"the answer has {len(text)} characters, at most {MAX_CHARS} are read")
     expression, equals, said_value = _plain(text).partition("=")
@@ -64,8 +66,31 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
     return Score(1.0, f"{text} is the target {aim}")
 
 
+def _last_marked(text: str) -> str | None:
+    """The content of the last answer tag or box that is closed; None where there is none.
+
+    A box may have braces in it. One that has too much in it to be read is not read to its end.
+    """
+    last_tag = text.rfind(CLOSE_ANSWER)
+    for opened in reversed([*_OPENED.finditer(text)]):
+        start = opened.end()
+        if opened[0] == OPEN_ANSWER:
+            if start <= last_tag:
+                return text[start : text.index(CLOSE_ANSWER, start)]
+            continue
+        inside, depth = text[start : start + MAX_CHARS + 1], 1
+        for at, character in enumerate(inside):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if not depth:
+                return inside[:at]
+        if len(inside) > MAX_CHARS:
+            return inside
+    return None
+
+
 def _plain(text: str) -> str:
     """`text` with the signs + - * / alone, and without what marks it as mathematics or code."""
+    text = text.removesuffix(".")
     for opener, closer in _MARKS:
         inside = text.removeprefix(opener).removesuffix(closer)
         if len(text) - len(inside) == len(opener + closer):
@@ -131,16 +156,29 @@ class _Expression:
             value = value * factor if operator == "*" else value / factor
         return value
 
+    def braced(self) -> Fraction:
+        if not self.take("{"):
+            raise ValueError(r"a \frac has no braces")
+        return self.until("}", "a brace is not closed")
+
+    def until(self, closer: str, lacking: str) -> Fraction:
+        self.depth += 1
+        if self.depth > MAX_OPEN:
+            raise ValueError(f"more than {MAX_OPEN} parentheses are open")
+        value = self.sum()
+        if not self.take(closer):
+            raise ValueError(lacking)
+        self.depth -= 1
+        return value
+
     def factor(self) -> Fraction:
         if self.take("("):
-            self.depth += 1
-            if self.depth > MAX_OPEN:
-                raise ValueError(f"more than {MAX_OPEN} parentheses are open")
-            value = self.sum()
-            if not self.take(")"):
-                raise ValueError("a parenthesis is not closed")
-            self.depth -= 1
-            return value
+            return self.until(")", "a parenthesis is not closed")
+        if self.take(_FRACTION):
+            top, bottom = self.braced(), self.braced()
+            if not bottom:
+                raise ValueError("it divides by zero")
+            return top / bottom
         token = self.tokens[self.at]
         if not _NUMBER.fullmatch(token):
             raise ValueError(f"where a number should be there is {token or 'nothing'!r}")

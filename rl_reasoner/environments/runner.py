@@ -29,6 +29,7 @@ from rl_reasoner.environments.environment import (
     Played,
 )
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.scoring.option_types import option_parameters, wrong_options
 from rl_reasoner.types import Row
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
@@ -256,7 +257,7 @@ def _played_otherwise(again: EnvironmentReply) -> EnvironmentReply:
 
 
 def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> None:
-    """Raise `UserError` for options that a factory does not take, or lacks."""
+    """Raise `UserError` for options that a factory does not take, or lacks, or not so."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # some callables do not say
@@ -270,3 +271,5 @@ def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> N
         signature.bind(**options)
     except TypeError as error:
         raise UserError(f"environment {name}: options: {error}") from error
+    if wrong := wrong_options(f"environment {name}", option_parameters(factory), options):
+        raise UserError(*wrong)

@@ -25,7 +25,15 @@ from rl_reasoner.sandbox.host import (
     wants_science,
 )
 from rl_reasoner.sandbox.levels import LEVELS, SandboxUnavailable, Strength, choose, strength
-from rl_reasoner.sandbox.plans import Call, Stdio, TestPlan, Verdict, plan_test, verdict_on
+from rl_reasoner.sandbox.plans import (
+    Call,
+    Stdio,
+    TestPlan,
+    Verdict,
+    plan_test,
+    reason_of,
+    verdict_on,
+)
 
 __all__ = [
     "LEVELS",
@@ -53,7 +61,9 @@ class SandboxResult:
     `verdicts` has one of "passed", "failed" (wrong answer), "error" (an exception or exit code),
     "timeout", "memory", "crash" (died, or left before it answered), "refused" (an answer that is
     no honest data, or a test left out by `stop_early`) for each test. `stdout` and `stderr` are
-    the last 4,000 characters of the first test that did not pass, else of the last.
+    the last 4,000 characters of the first test that did not pass, else of the last. `reason` says
+    in one line why that test did not pass: what it raised, or what came beside what was expected.
+    It may quote the test and the program, so it is for people, not for a policy.
     """
 
     verdicts: list[Verdict]
@@ -61,6 +71,7 @@ class SandboxResult:
     stdout: str
     stderr: str
     seconds: float
+    reason: str = ""
 
     @property
     def passed(self) -> bool:
@@ -233,17 +244,20 @@ def _run(
     science = wants_science(program, *(each.text for each in plans))
     verdicts: list[Verdict] = []
     shown: Finished | None = None
-    clean = True
+    clean, reason = True, ""
     for each in plans:
         verdict, finished = _run_test(program, each, settings, leases, science)
         verdicts.append(verdict)
         shown = finished if clean else shown
+        if clean and finished:
+            reason = reason_of(each, verdict, finished)
         clean = clean and verdict == "passed"
         if settings.stop_early and not clean:
             verdicts += ["refused"] * (len(plans) - len(verdicts))
             break
     stdout, stderr = (_tail(shown.stdout), _tail(shown.stderr)) if shown else ("", "")
-    return SandboxResult(verdicts, settings.level, stdout, stderr, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return SandboxResult(verdicts, settings.level, stdout, stderr, seconds, reason)
 
 
 def _run_test(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
 
-from rl_reasoner.sandbox import data, jail, judging, remote
+from rl_reasoner.sandbox import data, jail, judging, reasons, remote
 
 FAILED, OUT_OF_MEMORY, GONE = 1, 86, 87
 _PLAIN_RECURSION = 1000
@@ -144,13 +144,16 @@ def run_server(payload: dict[str, Any], path: str) -> int:
 
 
 def run_judge(payload: dict[str, Any], path: str) -> int:
-    """Run a test's text against the program on descriptor 4; the verdict goes to descriptor 3."""
+    """Run a test's text against the program on descriptor 4; the verdict goes to descriptor 3.
+
+    Below one that is not "passed" stands why, for people.
+    """
     sys.setrecursionlimit(10 * _PLAIN_RECURSION)
     try:
-        verdict = judging.judge_test(payload["source"], 4)
+        verdict, why = judging.judge_test(payload["source"], 4)
     except remote.Gone:
         return GONE
-    _write_all(3, verdict.encode())
+    _write_all(3, f"{verdict}\n{reasons.one_line(why)}".encode() if why else verdict.encode())
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rl_reasoner.sandbox import data
 from rl_reasoner.sandbox.guard import Guard
+from rl_reasoner.sandbox.reasons import of_error
 from rl_reasoner.sandbox.remote import CHANGED, Channel, Gone, builtin_exception
 from rl_reasoner.sandbox.wanted import Wanted, wanted_names
 
@@ -40,19 +41,21 @@ _MODULES = {*_ALIASES, *sys.stdlib_module_names}
 _BUILTIN = set(dir(builtins))
 
 
-def judge_test(test: str, descriptor: int) -> str:
-    """The verdict of running `test` against the program behind `descriptor`.
+def judge_test(test: str, descriptor: int) -> tuple[str, str]:
+    """The verdict of running `test` against the program behind `descriptor`, and why it is so.
 
     "passed", "failed" (an assertion), "error" (anything else was raised) or "memory". Raises Gone.
     """
     asking = _Judge(descriptor)
-    verdict = _run_test(test, asking)
+    verdict, why = _run_test(test, asking)
     if asking.gone:  # whatever the test made of it
         raise Gone("during the test")
-    return asking.unseen if asking.unseen and verdict == "passed" else verdict
+    if asking.unseen and verdict == "passed":
+        return asking.unseen, "in a function or thread of the test"
+    return verdict, why
 
 
-def _run_test(test: str, asking: "_Judge") -> str:
+def _run_test(test: str, asking: "_Judge") -> tuple[str, str]:
     runners: list[Any] = []
     try:
         tree = ast.parse(test)
@@ -67,17 +70,25 @@ def _run_test(test: str, asking: "_Judge") -> str:
         namespace[_SETTLE] = asking.settle
         runners = _remembered_runners(test)
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
-    except AssertionError:
-        return "failed"
+    except AssertionError as error:
+        return "failed", _why(error, test, asking)
     except SystemExit as end:
         if end.code:
-            return "failed"
-        return _told_by(runners) if _is_own(end, runners) and not asking.broken else "error"
+            return "failed", _first_failure(runners) or _why(end, test, asking)
+        own = _is_own(end, runners) and not asking.broken
+        return _told_by(runners) if own else ("error", _why(end, test, asking))
     except MemoryError:
-        return "memory"
-    except BaseException:
-        return "error"
+        return "memory", ""
+    except BaseException as error:
+        return "error", _why(error, test, asking)
     return _told_by(runners)
+
+
+def _why(error: BaseException, test: str, asking: "_Judge") -> str:
+    try:
+        return of_error(error, test, _TEST, asking.given)
+    except Exception:  # of a class of the test's own, say: the verdict stands without it
+        return ""
 
 
 def _is_own(end: SystemExit, runners: list[Any]) -> bool:
@@ -113,15 +124,27 @@ def _remembered_runners(test: str) -> list[Any]:
     return made
 
 
-def _told_by(runners: list[Any]) -> str:
+def _told_by(runners: list[Any]) -> tuple[str, str]:
     """The verdict of a test that ran to its end, by what unittest and doctest made of it."""
     found = [
         (r.testsRun, not r.wasSuccessful()) if hasattr(r, "testsRun") else (r.tries, r.failures)
         for r in runners
     ]
     if any(wrong for _, wrong in found):
-        return "failed"
-    return "passed" if not found or any(ran for ran, _ in found) else "error"
+        return "failed", _first_failure(runners)
+    if found and not any(ran for ran, _ in found):
+        return "error", "unittest or doctest found nothing to run"
+    return "passed", ""
+
+
+def _first_failure(runners: list[Any]) -> str:
+    """The last line of unittest's report of the first failure; nothing of doctest's."""
+    try:
+        told = [r for r in runners if hasattr(r, "testsRun")]
+        reports = [report.strip() for r in told for _, report in (*r.failures, *r.errors)]
+        return reports[0].rpartition("\n")[2] if reports else ""
+    except Exception:  # of a class of the test's own
+        return ""
 
 
 class _Judge:
@@ -131,6 +154,7 @@ class _Judge:
         self.gone = False
         self.broken = False  # a function of the test did not come back to the program
         self.unseen = ""  # the verdict on what failed where the test itself did not see it
+        self.given: list[object] = []  # what the last call gave, to be shown to people
         self._channel = Channel(descriptor, 2, self._answer_callbacks)
         self._guard = Guard()
         self._lock = threading.Lock()
@@ -206,6 +230,7 @@ class _Judge:
         named = [[name, self._encode(value)] for name, value in kwargs.items()]
         answer = self._exchange(["call", self._encode(target), trees, named])
         value = self._value("call", answer)
+        self.given = [value]
         if answer[2]:
             self._note(answer[2], args, kwargs)
         return value

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rl_reasoner.errors import UserError, did_you_mean
-from rl_reasoner.sandbox import child, data, zygote
+from rl_reasoner.sandbox import child, data, reasons, zygote
 from rl_reasoner.sandbox.claims import only_defines
 from rl_reasoner.sandbox.host import MAX_OUTPUT, Finished
 
@@ -25,6 +25,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _NAME = re.compile(r"[^\W\d]\w*((\(\))?\.[^\W\d]\w*)*")
 _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
 _LONG_ANSWER = 1 << 16
+_LEFT = "it ended before it answered"
 _STDIO_KEYS = ("stdin", "stdout", "tolerance")
 _CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
 _OTHERS_NAMES = ("function", "func", "fn", "fn_name")
@@ -53,6 +54,9 @@ class TestPlan(Protocol):
     def verdict(self, finished: Finished) -> Verdict:
         """The verdict on a run that ended by itself with exit status 0."""
 
+    def why(self, finished: Finished) -> str:
+        """Why that verdict is not "passed", for people; nothing where its standard error tells."""
+
 
 @dataclass(frozen=True)
 class Stdio:
@@ -75,6 +79,14 @@ class Stdio:
         except UnicodeDecodeError:
             return "failed"
         return "passed" if same_output(said, self.stdout, self.tolerance) else "failed"
+
+    def why(self, finished: Finished) -> str:
+        if len(finished.stdout) > MAX_OUTPUT:
+            return f"printed more than {MAX_OUTPUT >> 20} MB"
+        try:
+            return reasons.of_output(_lines(finished.stdout.decode()), _lines(self.stdout))
+        except UnicodeDecodeError:
+            return "printed what is not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,11 @@ class Call:
             return "refused"
         return "passed" if right else "failed"
 
+    def why(self, finished: Finished) -> str:
+        if not finished.answer:
+            return _LEFT
+        return reasons.of_values(self.name, finished.answer, self.expected)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -118,10 +135,17 @@ class Judged:
         return [_payload(program), _payload(self.text)]
 
     def verdict(self, finished: Finished) -> Verdict:
-        for verdict in _VERDICTS:  # the judge wrote it: no program can reach its descriptor
-            if finished.answer == verdict.encode():
+        # The judge wrote it: no program can reach its descriptor. Nothing stands below "passed".
+        said, newline, _ = finished.answer.partition(b"\n")
+        for verdict in _VERDICTS:
+            if said == verdict.encode() and not (newline and verdict == "passed"):
                 return verdict
         return "crash"
+
+    def why(self, finished: Finished) -> str:
+        if not finished.answer:
+            return _LEFT
+        return finished.answer.partition(b"\n")[2].decode(errors="replace")
 
 
 def verdict_on(plan_test: TestPlan, finished: Finished, cpu_s: float) -> Verdict:
@@ -139,6 +163,24 @@ def verdict_on(plan_test: TestPlan, finished: Finished, cpu_s: float) -> Verdict
     if first.code:
         return "error"
     return plan_test.verdict(finished)
+
+
+def reason_of(plan_test: TestPlan, verdict: Verdict, finished: Finished) -> str:
+    """Why a verdict is not "passed", in one line for people; nothing where there is no more to say.
+
+    What the program wrote itself is only shown where it failed by itself.
+    """
+    if verdict in ("passed", "timeout", "memory"):
+        return ""
+    judged = plan_test.mode == zygote.JUDGED
+    ended = finished.second if judged and finished.first.code == child.GONE else finished.first
+    by_itself = ended.how != zygote.EXITED or ended.code != 0
+    if not by_itself or (judged and finished.answer):
+        return reasons.one_line(plan_test.why(finished))
+    if ended.how == zygote.SIGNALLED:
+        return f"ended by signal {ended.code}"
+    said = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    return reasons.one_line(said) or f"exit status {ended.code}"
 
 
 def _why_gone(plan_test: TestPlan, finished: Finished) -> Verdict:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl_reasoner.scoring.outcome import as_score, faulted
-from rl_reasoner.scoring.reward import Reward, name_of
+from rl_reasoner.scoring.reward import Reward, name_of, values_of_each
 from rl_reasoner.types import Completion, Fault, Outcome
 
 CONCURRENT = 16
@@ -143,9 +143,7 @@ def _batch(
         yield from _shared([faulted(name, error, fn=fn)] * len(completions), started)
         return
     try:
-        values = list(values)
-        if len(values) != len(completions):
-            raise ValueError(f"it returned {len(values)} values for {len(completions)} completions")
+        values = values_of_each(values, len(completions))
     except (TypeError, ValueError) as error:
         yield from _shared([faulted(name, error, "value", fn)] * len(completions), started)
         return

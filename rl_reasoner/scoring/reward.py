@@ -8,7 +8,7 @@ any trl reward function is accepted here as it is. `registry` finds rewards, `ba
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +102,18 @@ class Reward:
                 raise unknown("option", option, self.defaults, owner=f"reward {self.name}")
 
     def with_options(self, **options: Any) -> Self:
-        """The same reward with some options set; an unknown option is a `UserError`."""
+        """The same reward with some options set.
+
+        Raises `UserError` for an unknown option, and for a value that its annotation does not fit.
+        """
         chosen = type(self)(self.fn, {**self.options, **options}, self.group)
         chosen.name = chosen.__name__ = self.name
         chosen.columns, chosen.missing = self.columns, self.missing  # some are not the signature's
         chosen._many, chosen._check = self._many, self._check
         chosen.optional, chosen.on_abstain = self.optional, self.on_abstain
         chosen.policy_text, chosen.code_options = self.policy_text, self.code_options
+        if options and wrong_options(self.name, option_parameters(self.fn), options):
+            chosen.check_options()  # it says what is wrong
         return chosen
 
     def batch(self, many: _Many) -> _Many:
@@ -239,12 +244,7 @@ class Reward:
         """
         if not self.group:
             return [value]
-        if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
-            raise ValueError(f"it returned {type(value).__name__}, not one value for each")
-        values = list(value)
-        if len(values) != count:
-            raise ValueError(f"it returned {len(values)} values for {count} completions")
-        return values
+        return values_of_each(value, count)
 
     def values_of(
         self, unit: Sequence[int], completions: Sequence[Completion], columns: Mapping[str, Any]
@@ -284,6 +284,20 @@ class Reward:
 
     def __repr__(self) -> str:
         return f"<reward {self.name}>"
+
+
+def values_of_each(value: Any, count: int) -> list[object]:
+    """The values of `count` completions that a call on all of them has returned.
+
+    Raises ValueError for another number of them, and for what has none in an order of theirs.
+    """
+    unordered = isinstance(value, (str, bytes, Mapping, Set))
+    if unordered or not hasattr(value, "__iter__"):
+        raise ValueError(f"it returned {type(value).__name__}, not one value for each")
+    values = list(value)
+    if len(values) != count:
+        raise ValueError(f"it returned {len(values)} values for {count} completions")
+    return values
 
 
 @overload

@@ -33,6 +33,18 @@ from rl_reasoner.errors import UserError
 from support.environments import FILE, Echo
 
 LIMITS = EnvironmentLimits(timeout_s=2.0, processes=2, output_chars=200)
+TYPED = """
+from __future__ import annotations
+from typing import Literal
+
+class Typed:
+    def __init__(self, far: bool = False, most: int = 3, kind: Literal["a", "b"] = "a", own=1):
+        pass
+    def reset(self, row):
+        return None
+    def step(self, completion):
+        return None, None, True
+"""
 
 
 @pytest.fixture(scope="module")
@@ -345,3 +357,21 @@ def test_a_step_that_is_none_costs_a_turn() -> None:
     game.reset({"problem": "11>44?", "start": "22", "level": 4})
     assert game.step("north") == ("n, s, e or w", 0.0, False)
     assert game.step("n") == ("wall s3e3", 0.0, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"far": "no"}, "option far of environment .*Typed is 'no': expected true or false"),
+        ({"most": "7"}, "option most of environment .*Typed is '7': expected a whole number"),
+        ({"kind": "c"}, "option kind of environment .*Typed is 'c': expected 'a' or 'b'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_an_episode(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "typed.py"
+    file.write_text(TYPED)
+    with pytest.raises(UserError, match=said):
+        EnvironmentRunner(f"{file}:Typed", options)
+    EnvironmentRunner(f"{file}:Typed", {"far": True, "most": 7, "kind": "b", "own": "any"}).close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,20 @@ def test_a_group_has_no_column_of_one_completion() -> None:
     for fn, column in ((by_tokens, "completion_ids"), (drawn, "row_seed")):
         with pytest.raises(TypeError, match=f"{column} differs between the completions"):
             Reward(fn, group=True)
+
+
+@pytest.mark.parametrize("make", [dict.fromkeys, set, frozenset], ids=["dict", "set", "frozenset"])
+def test_what_has_no_order_of_the_completions_is_a_fault(make: Callable[[Any], Any]) -> None:
+    """The keys of a dict were the values, and a set's in any order."""
+
+    @reward(group=True)
+    def of_group(completions: list[str]) -> Any:
+        return make(range(len(completions)))
+
+    def of_batch(completions: list[str], **columns: Any) -> Any:
+        return make(range(len(completions)))
+
+    for fn in (of_group, of_batch):
+        outcomes = score_batch(fn, ["a", "b"], {"prompts": ["p", "p"]}, HERE)
+        assert all(isinstance(one, Fault) for one in outcomes)
+        assert f"it returned {make(()).__class__.__name__}, not one value" in str(outcomes[0])

@@ -80,6 +80,20 @@ def test_called_in_trls_form_it_takes_a_plain_value_as_an_option() -> None:
     assert below.with_options(most=1)(**texts, marks="?") == [1.0, 0.0]
 
 
+def test_values_that_do_not_fit_are_refused_where_options_are_set_by_hand() -> None:
+    math_answer, length = load_reward("math_answer"), load_reward("length")
+    for make in (
+        lambda: math_answer.with_options(value_only="False"),  # would turn it on
+        lambda: math_answer(completions=["5"], answer=["5"], value_only="no"),
+    ):
+        with pytest.raises(UserError, match="value_only of math_answer"):
+            make()
+    with pytest.raises(UserError, match="limit 'many' must be a whole number"):
+        length.with_options(limit="many")
+    halves = length.with_options(limit=100).with_options(buffer=100)  # one after the other
+    assert halves(completions=["x" * 50]) == [-0.5]
+
+
 OWN = """
 from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
