@@ -85,9 +85,11 @@ def target_completion(row: Row) -> str:
     """
     if row.get("completion"):
         return _learned(row, "completion")
-    column = "solution" if row.get("chain") is None else "chain"
-    chain, answer, who = row.get(column), row.get("answer"), row.get("id", row["problem"])
-    if chain is None:
+    chain, answer, who = row.get("chain"), row.get("answer"), row.get("id", row["problem"])
+    # a CSV has blank cells where others lack a value; an empty chain alone answers at once
+    solved, thought = (str(row.get(name) or "").strip() for name in ("solution", "chain"))
+    column = "chain" if thought or (chain is not None and not solved) else "solution"
+    if column == "solution" and not solved:
         raise UserError(
             f"row {who!r:.60} has no completion, chain or solution: a sft stage needs one of these "
             "columns"

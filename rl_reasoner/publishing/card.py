@@ -178,10 +178,14 @@ def _data(recipe: Recipe, run: Path) -> Iterator[str]:
     """Rows, rewards, and what training and tests have in common."""
     hashes = mapping(json_object(run / "lock.json").get("data"))
     for stage in recipe.stages:
+        if stage.reuse is not None:  # the rows that it would have had were not read
+            instead = f"`{printable(stage.reuse)}` is in its place"
+            yield f"- stage {stage.name}: it was not run, {instead}"
+            continue
         for source in data_sources(recipe.data_of(stage)):
             yield f"- stage {stage.name}: {_source(source, hashes)}"
     weights = ", ".join(f"`{printable(n)}` × {s.weight:g}" for n, s in recipe.rewards.items())
-    if any(isinstance(stage, GrpoStage) for stage in recipe.stages):
+    if any(isinstance(stage, GrpoStage) and not stage.reuse for stage in recipe.stages):
         yield f"- rewards: {weights}"
     file = run / "contamination.json"
     for name, counts in (json_object(file) if file.is_file() else {}).items():

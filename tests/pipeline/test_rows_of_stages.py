@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner import train
+from rl_reasoner.dataset.templates import target_completion
 from rl_reasoner.errors import UserError
 from rl_reasoner.pipeline.inputs import read_inputs
 from support.tiny import REWARD, grpo, recipe, rows, sft
@@ -30,6 +31,21 @@ def test_what_is_learned_is_a_text(tmp_path: Path, column: str, value: Any) -> N
     file = written(tmp_path / "rows.jsonl", [{**PROBLEMS[0], column: value}])
     with pytest.raises(UserError, match=rf"row '0\+1=': the {column} is .*: expected one text"):
         read_inputs(recipe(tmp_path, sft(data=file)))
+
+
+def test_blank_cells_of_a_table_are_no_texts_to_learn(tmp_path: Path) -> None:
+    table, wanted = tmp_path / "rows.csv", sft(data=str(tmp_path / "rows.csv"))
+    table.write_text("problem,answer,chain,solution\n1+1=,2,,so 2\n1+2=,3,1+2=3,\n1+3=,4,,\n")
+    read = read_inputs(recipe(tmp_path, wanted)).rows["sft"]
+    learned = [target_completion(row) for row in read]
+    assert [text.partition("<answer>")[0] for text in learned] == [
+        "<think>so 2</think>",
+        "<think>1+2=3</think>",
+        "<think></think>",
+    ]
+    table.write_text("problem,answer,solution\n1+1=,2,so 2\n1+2=,3,\n")
+    with pytest.raises(UserError, match=r"row '1\+2=' has no completion, chain or solution"):
+        read_inputs(recipe(tmp_path, wanted))
 
 
 def test_rows_behind_a_filter_are_known_to_have_nothing_to_learn(tmp_path: Path) -> None:

@@ -127,3 +127,9 @@ def test_where_weights_come_from(
 
 def test_a_folder_that_was_reused_is_no_base_model_of_the_hub(tmp_path: Path) -> None:
     assert "base_model" not in front_of(card_of(tmp_path, {**ZERO, "reuse": "my/folder"}))
+
+
+def test_rows_of_a_stage_that_was_reused_are_not_what_was_trained_on(tmp_path: Path) -> None:
+    card = card_of(tmp_path, {**ZERO, "reuse": "my/folder"}, {"kind": "sft", "steps": 1})
+    assert "- stage zero: it was not run, `my/folder` is in its place\n- stage sft: the" in card
+    assert "- rewards:" not in card, "nothing was paid in this run"
