@@ -25,6 +25,9 @@ from rl_reasoner.kernels.products import joint_layers, plain_layer
 from rl_reasoner.kernels.training_operations import gated, rms_norm, rotated
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe")
+# implementations of experts that transformers' formula says; any other is a function of its own,
+# as that of FP8
+_OWN_EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 Forward = Callable[..., Any]
 Replacements = list[tuple[nn.Module, Forward]]
 # of each model, and whether with compiled operations
@@ -160,6 +163,11 @@ def _attention(module: Any, hidden_states: Tensor, *given: Any, **named: Any) ->
     return module.o_proj(out.reshape(1, tokens, -1)), None
 
 
+def own_experts(config: Any) -> bool:
+    """Whether a model with this config computes its experts by transformers' own formula."""
+    return getattr(config, "_experts_implementation", None) in _OWN_EXPERTS
+
+
 def _norms_whole_width(module: Any) -> bool:
     """Whether queries are normed, or clipped, before they are split into heads, as in OLMoE."""
     norm = getattr(module, "q_norm", None)
@@ -180,6 +188,7 @@ def _experts(module: Any, states: Tensor, index: Tensor, gates: Tensor) -> Tenso
     """As linear layers do under autocast: products in its type, of weights in fp32."""
     weights, dtype = (module.gate_up_proj, module.down_proj), _product_type()
     known = is_silu(module.act_fn) and not getattr(module, "has_bias", False)
+    known = known and own_experts(getattr(module, "config", None))
     fits = known and dtype is not None and _are_plain(*weights)
     if dtype == torch.float32:
         fits = fits and _are_plain(states, gates)

@@ -6,7 +6,7 @@ trains, and guards against settings that fail late or cost dearly. Knows modules
 nothing of the trainer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -206,7 +206,7 @@ class ExpertLoad:
 
     def take(self) -> list[list[float]]:
         """Shares of the choices by expert, one list a layer; then counting starts anew."""
-        return [(c / c.sum().clamp(min=1)).tolist() for c in self.take_counts().values()]
+        return shares_of([self.take_counts()])
 
     def take_counts(self) -> dict[str, torch.Tensor]:
         """How often each expert was chosen; then counting starts anew."""
@@ -217,3 +217,12 @@ class ExpertLoad:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
+
+
+def shares_of(counts: Sequence[Mapping[str, torch.Tensor]]) -> list[list[float]]:
+    """Shares of the choices by expert, one list a layer, of `take_counts` of several processes."""
+    total: dict[str, torch.Tensor] = {}
+    for part in counts:
+        for name, count in part.items():
+            total[name] = total.get(name, torch.zeros_like(count)) + count
+    return [(count / count.sum().clamp(min=1)).tolist() for count in total.values()]

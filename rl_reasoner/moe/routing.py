@@ -214,6 +214,14 @@ class Routes:
         """The routes of some rows, in the order of `index`."""
         return Routes([self.prompts[i] for i in index], [self.completions[i] for i in index])
 
+    def spread(self, index: Sequence[int], count: int) -> "Routes":
+        """These routes as those of the rows `index` of `count`; the others' are not known."""
+        nothing = self.completions[0][:0].clone()
+        prompts, completions = [nothing] * count, [nothing] * count
+        for row, prompt, completion in zip(index, self.prompts, self.completions, strict=True):
+            prompts[row], completions[row] = prompt, completion
+        return Routes(prompts, completions)
+
     @property
     def size(self) -> int:
         """Bytes in memory; what rows share counts once."""

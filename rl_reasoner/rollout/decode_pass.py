@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grouped_mm, rms_norm, silu
 
 from rl_reasoner.kernels import decoding
+from rl_reasoner.kernels.fused_modules import own_experts
 from rl_reasoner.kernels.packed_linear import PackedWeight, computed_in
 from rl_reasoner.moe.experts import silent_hooks
 from rl_reasoner.moe.routing import choice_type
@@ -51,6 +52,8 @@ def decode_obstacle(model: Any) -> str | None:
         return f"models of type {type(model).__name__}"
     if not type(model).__name__.endswith("ForCausalLM") or model.config.hidden_act != "silu":
         return "layers of another form"
+    if not own_experts(model.config):
+        return "experts that a function of somebody's computes"
     for module in model.modules():
         if "forward" in vars(module) and not (module is model and _is_silent(model)):
             return f"a {type(module).__name__} with a forward of its own"

@@ -18,6 +18,7 @@ from torch import nn
 
 from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.machine import choices
+from rl_reasoner.policy.fp8.layers import fp8_of
 from rl_reasoner.rollout.decode_pass import is_proved
 from rl_reasoner.rollout.sampling_order import Answering, Sampled, SamplingOrder
 from rl_reasoner.rollout.shared_policy import SharedPolicy
@@ -53,6 +54,7 @@ class SamplingProcess:
                 f"overlap: {what} cannot be sent to the process that samples ({error})"
             ) from error
         self._proved = is_proved(model)
+        self._fp8 = fp8_of(model)
         self._device = str(next(model.parameters()).device)
         self._threads = threads
         self._order: SamplingOrder | None = None
@@ -71,6 +73,7 @@ class SamplingProcess:
             "threads": self._threads,
             "proved": self._proved,  # a copy of the model is what the model is
             "choices": choices.taken(),
+            "fp8": self._fp8,  # forwards of modules stay here
         }
         worker.send(opening, time.monotonic() + _FOREVER)
         return worker

@@ -68,6 +68,7 @@ class _Policy:
 
         from rl_reasoner.machine import choices
         from rl_reasoner.moe.autocast import autocast_experts
+        from rl_reasoner.policy.fp8.layers import fp8
         from rl_reasoner.rollout.decode_pass import proved
         from rl_reasoner.rollout.shared_policy import opened
         from rl_reasoner.rollout.tool_turns import ToolUse
@@ -81,6 +82,8 @@ class _Policy:
         self.routing: Any = None
         self.answering = pickle.loads(base64.b64decode(opening["answering"]))  # noqa: S301, likewise
         self.open = ExitStack()  # never closed: processes of tools end with this one
+        if multiplied := opening.get("fp8"):
+            self.open.enter_context(fp8(self.opened.model, *multiplied))
         if isinstance(self.answering, ToolUse):
             self.open.enter_context(self.answering.running())
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from rl_reasoner.errors import UserError
@@ -30,6 +31,7 @@ from rl_reasoner.moe.experts import (
     check_experts,
     frozen_routers,
     routers,
+    shares_of,
     without_router_logits,
 )
 from rl_reasoner.training.trl_internals import put_on
@@ -150,8 +152,10 @@ class ExpertBalance:
         return loss.add(balance * (self._coefficient / steps))
 
     def log(self) -> None:
-        """Add the experts' load since the last line to the training's figures."""
-        load = self._load.take() if self._load and self.trainer.model.training else []
+        """Add the experts' load since the last line, in all processes, to the figures."""
+        load: list[list[float]] = []
+        if self._load and self.trainer.model.training:
+            load = shares_of(gather_object([self._load.take_counts()]))
         if load:
             self.last_load = load
             for name, value in balance_figures(load).items():

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rl_reasoner.kernels import packing
@@ -144,7 +145,9 @@ class RouterReplay:
             self.routes = routes if rows is None else routes.rows(rows)
         try:
             yield
-            if not known and rows is None:
+            if not known:
+                if self.routes is not None and rows is not None:
+                    self.routes = self.routes.spread(rows, len(batch["prompt_ids"]))
                 self.keep(batch)
         finally:
             self.routes = None
@@ -154,7 +157,8 @@ class RouterReplay:
         if self._policy is None or not self.trainer.model.training:
             return None
         if base_of(model) is base_of(self.trainer.model):
-            return self._policy
+            known = self.routes is not None
+            return self._policy if known or not _is_reference(model) else None
         return self._reference if self.routes is not None else None
 
     @contextmanager
@@ -230,3 +234,10 @@ class RouterReplay:
             flips = self._policy.take_flips()
             if flips is not None:
                 self.trainer.internals.metrics["router_replay/flips"].append(flips)
+
+
+def _is_reference(model: nn.Module) -> bool:
+    """Whether a policy with an adapter is its own reference now: without it, or by trl's copy."""
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    layer = next(layers, None)
+    return layer is not None and (layer.disable_adapters or layer.active_adapters == ["ref"])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import GenerationConfig
 from trl.trainer import utils as trl_utils
@@ -34,6 +35,8 @@ PASS = "_get_per_token_logps_and_entropies"
 BATCHES = ("_generate_and_score_completions", "_prepare_inputs")
 SCORING = "_calculate_rewards"
 OLD_LOGPS = "old_per_token_logps"  # a column of a batch
+# figures that each process has of its own rows
+_OF_EACH = ("rows/not_finite", "router_replay/flips", "router_sequence_loss")
 _ours = FusedHead(trl_utils._ChunkedLogProbFunction)
 
 
@@ -74,6 +77,16 @@ class Internals:
     def training_metrics(self) -> dict[str, list[float]]:
         """The figures of the training's next line."""
         return training_metrics(self.trainer)
+
+    def gather_figures(self) -> None:
+        """Give the training's next line the figures of all processes, where each has its own."""
+        if self.trainer.accelerator.num_processes == 1 or not self.trainer.model.training:
+            return
+        own = self.training_metrics
+        found: list[dict[str, list[float]]] = gather_object([{n: own.get(n, []) for n in _OF_EACH}])
+        for name in _OF_EACH:
+            if values := [value for figures in found for value in figures[name]]:
+                own[name] = values
 
     @property
     def step(self) -> int:
@@ -194,9 +207,12 @@ class Internals:
         }
 
     def replace_logged_advantages(self, advantages: Sequence[float]) -> None:
-        """Show these in the table of completions instead of the last ones."""
+        """Show these in the table of completions instead of the last ones.
+
+        The table has room for a generation; a batch of an evaluation may be larger.
+        """
         logged = self.trainer._logs["advantages"]
-        for _ in advantages:
+        for _ in range(min(len(advantages), len(logged))):
             logged.pop()
         logged.extend(advantages)
 

@@ -6,7 +6,9 @@ import peft
 import pytest
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.integrations import moe
 
 from rl_reasoner.kernels import native, packed_linear
 from rl_reasoner.moe.routing import Routing, SampledRoutes
@@ -247,6 +249,21 @@ def test_what_transformers_was_once_asked_for_keeps_no_model(asked: str, passes:
     passes.clear()
     assert gap(model, sampled(model)) < 2e-4
     assert passes
+
+
+def test_experts_that_a_function_of_its_own_computes_are_left_to_it(passes: list[int]) -> None:
+    """As those of FP8, or of a user's."""
+
+    def halved(self: Any, states: Tensor, index: Tensor, gates: Tensor) -> Tensor:
+        return moe.grouped_mm_experts_forward(self, states, index, gates / 2)
+
+    moe.ALL_EXPERTS_FUNCTIONS.register("halved", halved)
+    model = model_of("qwen3_moe")
+    assert sampling_obstacle(model) is None
+    passes.clear()
+    model.config._experts_implementation = "halved"
+    assert gap(model, sampled(model)) < 2e-4
+    assert not passes
 
 
 def test_other_models_are_named() -> None:

@@ -8,6 +8,8 @@ import torch
 import trl
 
 from rl_reasoner import GRPOTrainer
+from rl_reasoner.policy.fp8.layers import fp8
+from support.processes import build
 from support.stock import (
     TOLERANCE,
     Gradients,
@@ -58,3 +60,17 @@ def test_in_bf16_gradients_are_as_near_to_fp32s_as_stock_trls(
     ours, _, trainer = gradients(GRPOTrainer, policies(kind), tmp_path, never_flat, **rounded)
     assert trainer.packed_forward.fuses
     assert 0 < apart(ours, exact) <= min(0.05, 1.2 * apart(stock, exact))
+
+
+def test_experts_in_fp8_stay_in_fp8(tmp_path: Path) -> None:
+    """The training pass multiplies as sampling does, by modules: compiled experts know no FP8."""
+    with multiplied("torch, fused") as able:
+        if not able:
+            pytest.skip("no compiled operations on this machine")
+        changes = {"max_steps": 1, "save_strategy": "no", "logging_steps": 1}
+        trainer = build("scratch:moe-tiny", tmp_path, correct_sampling=True, **changes)
+        assert trainer.packed_forward.fuses
+        with fp8(trainer.model):
+            trainer.train()
+    apart = trainer.state.log_history[0]["sampling/sampling_logp_difference/mean"]
+    assert apart < 3e-3, "FP8 moves log-probs by a hundredth and more"

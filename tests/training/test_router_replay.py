@@ -267,29 +267,59 @@ def test_replay_reaches_adapters_and_reference(
     assert row["kl"] == pytest.approx(0.0, abs=1e-7), "the adapter starts at zero"
 
 
-def test_choices_that_sampling_does_not_tell_come_from_the_first_pass(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def roll(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
-        drawn = [[20 + i, 30 + i, 1] for i in range(len(prompts))]
-        logps = [[-1.0] * 3 for _ in prompts]
-        return {"prompt_ids": ids, "completion_ids": drawn, "logprobs": logps}
+def roll(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+    """Completions that nobody tells the experts of."""
+    ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+    drawn = [[20 + i, 30 + i, 1] for i in range(len(prompts))]
+    logps = [[-1.0] * 3 for _ in prompts]
+    return {"prompt_ids": ids, "completion_ids": drawn, "logprobs": logps}
 
-    told: Any = partial(GRPOTrainer, rollout_func=roll)
-    changes: dict[str, Any] = {
-        "router_replay": True,
-        "num_iterations": 2,
-        "max_steps": 4,
-        "save_strategy": "no",
-        "logging_steps": 1,
-    }
+
+TOLD: Any = partial(GRPOTrainer, rollout_func=roll)
+UNKNOWN: dict[str, Any] = {"router_replay": True, "save_strategy": "no", "logging_steps": 1}
+
+
+def halves(completions: list[str], **columns: Any) -> list[float]:
+    """Every other row of a group is right; the second half of the groups is flat."""
+    return [float(i % 2 and i < len(completions) // 2) for i in range(len(completions))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_iterations": 2},
+        {"steps_per_generation": 4},
+        {"steps_per_generation": 4, "router_aux_loss_coef": 0.0, "regroup_rows": False},
+    ],
+    ids=str,
+)
+def test_choices_that_sampling_does_not_tell_come_from_the_first_pass(
+    changes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of the loss, or for old log-probs before the policy moves."""
+    changes = {**UNKNOWN, **changes, "max_steps": 4, "reward": halves}
     with caplog.at_level(logging.WARNING):
-        trainer = build("scratch:moe-tiny", tmp_path, kind=told, **changes)
+        trainer = build("scratch:moe-tiny", tmp_path, kind=TOLD, **changes)
     assert "router_replay: no choices come from sampling, for tools" in caplog.text
     trainer.train()
     flips = ["router_replay/flips" in row for row in trainer.state.log_history[:4]]
-    assert flips == [False, True, False, True], "each batch is trained on twice"
+    assert flips == [False, True, False, True], "the second step replays what the first pass chose"
+
+
+def test_choices_are_not_those_of_the_reference_without_the_adapter(tmp_path: Path) -> None:
+    """Its pass is the first one, and the policy is far from it; nothing is replayed then."""
+    adapter = LoraConfig(
+        r=8,
+        lora_alpha=64,
+        target_modules=["q_proj", "v_proj", "o_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    changes = {**UNKNOWN, "max_steps": 1, "beta": 0.1}
+    trainer = build("scratch:moe-tiny", tmp_path, kind=TOLD, peft_config=adapter, **changes)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert "router_replay/flips" not in row and row["kl"] > 0.01
 
 
 def test_a_killed_run_keeps_the_experts_of_its_completions(

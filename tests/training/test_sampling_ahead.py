@@ -297,6 +297,19 @@ def test_other_prompts_than_were_expected_are_sampled_anew(
     assert "other prompts came than were sampled ahead" in caplog.text
 
 
+@pytest.mark.parametrize("policy", [DENSE, "scratch:moe-tiny"])
+def test_in_fp8_the_process_that_samples_multiplies_as_the_trainer_does(
+    policy: str, tmp_path: Path
+) -> None:
+    """Its linear layers, too; with a rate of 0 nothing moves."""
+    given = {**AHEAD, "save_strategy": "no", "learning_rate": 0.0, "router_replay": True}
+    trainer = build(policy, tmp_path, **given, max_steps=2)
+    with fp8(trainer.model):
+        trainer.train()
+    apart = [row["sampling/sampling_logp_difference/mean"] for row in trainer.state.log_history[:2]]
+    assert max(apart) < 3e-3, "FP8 moves log-probs by a hundredth and more"
+
+
 @pytest.mark.parametrize(
     ("policy", "checkpointing"), [(DENSE, False), (DENSE, True), ("scratch:moe-tiny", False)]
 )

@@ -303,6 +303,19 @@ def test_evaluation_by_trl_itself_writes_no_rollouts(folder: Path, tmp_path: Pat
     assert found["eval_rewards/digits/mean"] >= 0 and rows == []
 
 
+def test_evaluation_takes_larger_batches_than_a_generation(folder: Path, tmp_path: Path) -> None:
+    """Also where the advantages are not trl's: its table of completions is a generation long."""
+    sizes = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 16}
+    changes: dict[str, Any] = {**sizes, "algorithm": "rloo", "beta": 0.0}
+    trainer = build(GRPOTrainer, folder, digits, tmp_path, **changes)
+    held_out = Dataset.from_dict({"prompt": PROBLEMS[:4], "answer": ["0"] * 4})
+    assert trainer.evaluate(eval_dataset=held_out)["eval_rewards/digits/mean"] >= 0
+    table = trainer._logs
+    assert len(table["advantages"]) == len(table["completion"]) == 4
+    centred = sum(table["advantages"])
+    assert centred == pytest.approx(0.0, abs=1e-5), "the last group's, whose mean is 0"
+
+
 def test_a_dense_policy_has_no_expert_load(tmp_path: Path) -> None:
     open_policy("scratch:dense-tiny", device="cpu").save(tmp_path / "dense")
     trainer = build(GRPOTrainer, tmp_path / "dense", digits, tmp_path, max_steps=1)

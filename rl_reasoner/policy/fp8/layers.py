@@ -209,7 +209,8 @@ def fp8(model: Any, scaling: Scaling = "block", by: Backend = "emulation") -> It
     config = model.config
     before = getattr(config, "_experts_implementation", None)
     for layer in linears:
-        layer.__dict__["forward"] = _forward(layer, scaling, by)  # before the class's own
+        # before the class's own
+        layer.__dict__["forward"] = partial(_forward, layer, scaling, by)
     if experts:
         config._experts_implementation = _implementation(scaling, by)
     try:
@@ -221,11 +222,18 @@ def fp8(model: Any, scaling: Scaling = "block", by: Backend = "emulation") -> It
             del layer.__dict__["forward"]
 
 
-def _forward(layer: nn.Linear, scaling: Scaling, by: Backend) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        return linear(x, layer.weight, layer.bias, scaling, by)
+def _forward(layer: nn.Linear, scaling: Scaling, by: Backend, x: Tensor) -> Tensor:
+    return linear(x, layer.weight, layer.bias, scaling, by)
 
-    return forward
+
+def fp8_of(model: nn.Module) -> tuple[Scaling, Backend] | None:
+    """How the linear layers of `model` multiply inside `fp8`; None outside of it."""
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, partial) and forward.func is _forward:
+            _, scaling, by = forward.args
+            return scaling, by
+    return None
 
 
 # ---------------------------------------------------------------------------------------- a run
