@@ -53,7 +53,7 @@ def no_hardcode(
     except sandbox.SandboxUnavailable as error:
         return Score(None, str(error))
     count, passed = len(result.verdicts), result.verdicts.count("passed")
-    why = f"; the first other: {result.reason}" if result.reason else ""
+    why = f"; the first that it fails: {result.reason}" if result.reason else ""
     return Score(float(result.passed), f"passes {passed} of {count} fresh tests{why}")
 
 

@@ -95,10 +95,20 @@ Outcome = Score | Fault
 
 
 def text_of(completion: Completion) -> str:
-    """The plain text of a completion or prompt: itself, or a chat's message contents joined."""
+    """The plain text of a completion or prompt: itself, or a chat's message contents joined.
+
+    Of a content in parts, as policies that see have it, those that are text.
+    """
     if isinstance(completion, str):
         return completion
-    return "\n".join(str(message.get("content") or "") for message in completion)
+    return "\n".join(_content_text(message.get("content")) for message in completion)
+
+
+def _content_text(content: object) -> str:
+    if not isinstance(content, (list, tuple)):
+        return str(content or "")
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def own_text_of(completion: Completion) -> str:

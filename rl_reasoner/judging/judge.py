@@ -134,14 +134,17 @@ class ModelJudge:
         own = read_rubric(rubric)
         return cls(backend, own, votes, tolerance, max_chars, folder, budget, counts)
 
-    @staticmethod
-    def check(options: Mapping[str, Any]) -> None:
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
         """Raise `UserError` as `of` does; no server is asked and no policy is opened."""
         whole = {**{p.name: p.default for p in _options()}, **options}
         check_options(whole)
         check_bounds(whole["votes"], whole["tolerance"], whole["max_chars"])
         Budget(*(whole[name] for name in ("max_requests", "max_cost", "price_in", "price_out")))
-        read_rubric(whole["rubric"])
+        rubric = read_rubric(whole["rubric"])
+        key = repr(sorted(whole.items()))
+        if key in cls._SHARED and cls._SHARED[key].rubric != rubric:
+            del cls._SHARED[key]  # its file has changed since it was loaded
         check_backend(whole["server"], whole["function"])
 
     _SHARED: ClassVar[dict[str, "ModelJudge"]] = {}

@@ -179,8 +179,9 @@ def reason_of(plan_test: TestPlan, verdict: Verdict, finished: Finished) -> str:
         return reasons.one_line(plan_test.why(finished))
     if ended.how == zygote.SIGNALLED:
         return f"ended by signal {ended.code}"
-    said = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    return reasons.one_line(said) or f"exit status {ended.code}"
+    said = finished.stderr.decode(errors="replace").strip().split("\n")
+    told = [line for line in said if "Warning: " not in line]  # some come at the very end
+    return reasons.one_line((told or said)[-1]) or f"exit status {ended.code}"
 
 
 def _why_gone(plan_test: TestPlan, finished: Finished) -> Verdict:

@@ -145,15 +145,28 @@ def tool(fn: Callable[..., Any]) -> Tool:
 
 
 def as_text(value: object) -> str:
-    """What a tool returned as text: a str as it is; numbers, lists and dicts as JSON."""
+    """What a tool returned as text: a str as it is; numbers, lists and dicts as JSON.
+
+    Numbers and arrays of numpy and torch are as Python's own.
+    """
     if isinstance(value, str):
         return str(value)
     if value is None or isinstance(value, bytes):
         raise TypeError(f"it returned {type(value).__name__}, not text")
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=_plain_numbers)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"it returned {type(value).__name__}, not text: {error}") from None
+
+
+def _plain_numbers(value: Any) -> Any:
+    """A number or an array of a library's as Python's own; raises TypeError for anything else."""
+    if type(value).__module__.partition(".")[0] not in ("numpy", "torch"):
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    try:
+        return value.tolist()
+    except (AttributeError, RuntimeError) as error:  # a dtype, a tensor without data
+        raise TypeError(str(error)) from None
 
 
 def failure(name: str, error: BaseException) -> str:

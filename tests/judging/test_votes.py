@@ -1,4 +1,4 @@
-"""How far the votes of a judge may be apart."""
+"""How far the votes of a judge may be apart, and by which rubric it votes."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from rl_reasoner import ModelJudge
 from rl_reasoner.judging.backends import FunctionBackend
 from rl_reasoner.judging.rubric import read_rubric
+from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Score
 
 RUBRIC = {
@@ -35,6 +36,24 @@ def test_votes_that_are_as_far_apart_as_allowed_count(tmp_path: Path) -> None:
     assert len(pairs) > 20
     for pair, outcome in zip(pairs, outcomes, strict=True):
         assert isinstance(outcome, Score) and outcome.value is not None, (pair, outcome)
+
+
+def test_a_judge_that_is_loaded_again_reads_its_rubric_again(tmp_path: Path) -> None:
+    rubric, judge_file = tmp_path / "rubric.yaml", tmp_path / "by_name.py"
+    judge_file.write_text(
+        "import json\ndef ask(messages, seed):\n"
+        "    kind = 'kind' in messages[-1]['content']\n"
+        "    return json.dumps({'points': {'kind' if kind else 'terse': 4 * kind}})\n"
+    )
+    options = {
+        "rubric": str(rubric),
+        "function": f"{judge_file}:ask",
+        "cache": str(tmp_path / "replies"),
+    }
+    for name, value in (("kind", 1.0), ("terse", 0.0), ("kind", 1.0)):
+        rubric.write_text(f"items: [{{name: {name}, text: It is so.}}]\n")
+        loaded = load_reward("judge", options)
+        assert [loaded("Hello.", prompt="Greet me.").value for _ in range(2)] == [value] * 2
 
 
 def _share(points: tuple[int, int]) -> Fraction:

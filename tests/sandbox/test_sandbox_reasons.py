@@ -46,6 +46,7 @@ def reason(program: str, test: Any) -> str:
         (RAISES, "x = f(3)\nassert x == 9", "ValueError: no 3 at `x = f(3)`"),
         ("g = 1", "x = f(3)\nassert x == 9", "NameError: name 'f' is not defined at `x = f(3)`"),
         ("1 / 0", "x = f(3)\nassert x == 9", "ZeroDivisionError: division by zero"),
+        ("async def f(n): return n", "assert f(3) == 3", "the answer is not plain data: coroutine"),
         (OWN, "x = f(3)\nassert x + 1 == 9", "TypeError: unsupported operand"),
         ("import os\ndef f(n): os._exit(0)", "assert f(3) == 9", "it ended before it answered"),
         ("import os\ndef f(n): os._exit(0)", "x = f(3)\nassert x", "it ended before it answered"),

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
+import numpy as np
 import pytest
+import torch
 from pydantic import Field
 from transformers.utils import get_json_schema
 
@@ -206,7 +208,20 @@ def test_a_function_that_is_no_tool_is_refused_by_name(fn: Any, told: str) -> No
 def test_what_a_tool_returns_becomes_text() -> None:
     assert as_text("é") == "é"
     assert as_text({"é": [1, 2.5, None, True]}) == '{"é": [1, 2.5, null, true]}'
-    for value in (None, b"x", object(), {1, 2}, {(1,): 2}):
+    for number in (np.float32(2.5), np.array(2.5), torch.tensor(2.5)):
+        assert as_text(number) == "2.5"
+    assert as_text({"a": np.arange(3), "b": [torch.ones(2)], "c": np.bool_(True)}) == (
+        '{"a": [0, 1, 2], "b": [[1.0, 1.0]], "c": true}'
+    )
+    for value in (
+        None,
+        b"x",
+        object(),
+        {1, 2},
+        {(1,): 2},
+        np.float32,
+        [np.datetime64("2026-01-01")],
+    ):
         with pytest.raises(TypeError, match=r"^it returned \w+, not text"):
             as_text(value)
     circle: list[Any] = []
