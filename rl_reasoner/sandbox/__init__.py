@@ -31,8 +31,8 @@ from rl_reasoner.sandbox.plans import (
     TestPlan,
     Verdict,
     plan_test,
-    reason_of,
     verdict_on,
+    why_not_passed,
 )
 
 __all__ = [
@@ -250,7 +250,7 @@ def _run(
         verdicts.append(verdict)
         shown = finished if clean else shown
         if clean and finished:
-            reason = reason_of(each, verdict, finished)
+            reason = why_not_passed(each, verdict, finished)
         clean = clean and verdict == "passed"
         if settings.stop_early and not clean:
             verdicts += ["refused"] * (len(plans) - len(verdicts))

@@ -165,7 +165,7 @@ def verdict_on(plan_test: TestPlan, finished: Finished, cpu_s: float) -> Verdict
     return plan_test.verdict(finished)
 
 
-def reason_of(plan_test: TestPlan, verdict: Verdict, finished: Finished) -> str:
+def why_not_passed(plan_test: TestPlan, verdict: Verdict, finished: Finished) -> str:
     """Why a verdict is not "passed", in one line for people; nothing where there is no more to say.
 
     What the program wrote itself is only shown where it failed by itself.
