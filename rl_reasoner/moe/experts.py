@@ -6,7 +6,7 @@ trains, and guards against settings that fail late or cost dearly. Knows modules
 nothing of the trainer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -198,31 +198,26 @@ class ExpertLoad:
             chosen = chosen.reshape(-1, chosen.shape[-1])
             if self._times is not None and len(self._times) == len(chosen):
                 chosen = chosen.repeat_interleave(self._times.to(chosen.device), dim=0)
-            counts = torch.bincount(chosen.reshape(-1), minlength=experts).cpu()
-            self._counts[name] = self._counts.get(name, torch.zeros_like(counts)) + counts
+            self.add({name: torch.bincount(chosen.reshape(-1), minlength=experts).cpu()})
 
         silent_hooks.add(count)
         return count
 
     def take(self) -> list[list[float]]:
         """Shares of the choices by expert, one list a layer; then counting starts anew."""
-        return shares_of([self.take_counts()])
+        return [(c / c.sum().clamp(min=1)).tolist() for c in self.take_counts().values()]
 
     def take_counts(self) -> dict[str, torch.Tensor]:
         """How often each expert was chosen; then counting starts anew."""
         counts, self._counts = self._counts, {}
         return counts
 
+    def add(self, counts: Mapping[str, torch.Tensor]) -> None:
+        """Count what was counted elsewhere, by the router's name, too."""
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, torch.zeros_like(count)) + count
+
     def remove(self) -> None:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
-
-
-def shares_of(counts: Sequence[Mapping[str, torch.Tensor]]) -> list[list[float]]:
-    """Shares of the choices by expert, one list a layer, of `take_counts` of several processes."""
-    total: dict[str, torch.Tensor] = {}
-    for part in counts:
-        for name, count in part.items():
-            total[name] = total.get(name, torch.zeros_like(count)) + count
-    return [(count / count.sum().clamp(min=1)).tolist() for count in total.values()]

@@ -31,7 +31,6 @@ from rl_reasoner.moe.experts import (
     check_experts,
     frozen_routers,
     routers,
-    shares_of,
     without_router_logits,
 )
 from rl_reasoner.training.trl_internals import put_on
@@ -151,11 +150,15 @@ class ExpertBalance:
         steps = self.trainer.current_gradient_accumulation_steps
         return loss.add(balance * (self._coefficient / steps))
 
+    def gather(self) -> None:
+        """Take in the experts' load of the other processes; all of them call it."""
+        if self._load:
+            for counts in gather_object([self._load.take_counts()]):
+                self._load.add(counts)
+
     def log(self) -> None:
-        """Add the experts' load since the last line, in all processes, to the figures."""
-        load: list[list[float]] = []
-        if self._load and self.trainer.model.training:
-            load = shares_of(gather_object([self._load.take_counts()]))
+        """Add the experts' load since the last line to the training's figures."""
+        load = self._load.take() if self._load and self.trainer.model.training else []
         if load:
             self.last_load = load
             for name, value in balance_figures(load).items():

@@ -449,7 +449,6 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         """As trl's, with the experts' load and the share of choices that replay has changed."""
         self.expert_balance.log()
         self.router_replay.log()
-        self.internals.gather_figures()
         super().log(logs, start_time)
 
     def own_state(self) -> dict[str, Any]:

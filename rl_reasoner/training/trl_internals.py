@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TrainerCallback
 from trl.trainer import utils as trl_utils
 
 from rl_reasoner.kernels.causal_lm import base_of
@@ -57,6 +57,8 @@ class Internals:
         self.standard = standard
         if _has_fused_head(model := base_of(trainer.model)):
             forwards_as_its_class.add(model)
+        if trainer.accelerator.num_processes > 1:
+            trainer.add_callback(GatheredFigures(trainer))
 
     def overridden(self, *names: str) -> list[str]:
         """Which of these methods are the user's own: of a subclass, or put on the trainer."""
@@ -80,8 +82,6 @@ class Internals:
 
     def gather_figures(self) -> None:
         """Give the training's next line the figures of all processes, where each has its own."""
-        if self.trainer.accelerator.num_processes == 1 or not self.trainer.model.training:
-            return
         own = self.training_metrics
         found: list[dict[str, list[float]]] = gather_object([{n: own.get(n, []) for n in _OF_EACH}])
         for name in _OF_EACH:
@@ -247,3 +247,24 @@ def fused_head(kept: Tensor | None = None) -> AbstractContextManager[None]:
     """
     head = _ours if kept is None else FusedHead(_ours.theirs, kept)
     return put_on(trl_utils, "_ChunkedLogProbFunction", head)
+
+
+class GatheredFigures(TrainerCallback):  # type: ignore[misc]
+    """Has each line of the log tell of all processes, as trl's own figures do.
+
+    Not `log` itself: one process alone may call that.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Gather what each process has, where the step ends with a line of the log."""
+        if control.should_log:
+            self.trainer.expert_balance.gather()
+            self.trainer.router_replay.log()
+            self.trainer.internals.gather_figures()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """As at the end of a step."""
+        self.on_step_end(args, state, control)
