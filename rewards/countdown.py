@@ -20,6 +20,7 @@ from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_ANSWER, behind_chai
 MAX_CHARS = 200
 MAX_OPEN = 30
 _OPENED = re.compile(r"<answer>|\\boxed\s*\{")
+_BRACE = re.compile(r"[{}]")
 _NUMBER = re.compile(r"[0-9]+")
 _TOKEN = re.compile(r"[0-9]+|\S")
 _FRACTION = "\0"  # what \frac is while it is read: no text that is shown has it
@@ -69,23 +70,29 @@ def countdown(completion: str, numbers: list[int], target: int) -> Score:
 def _last_marked(text: str) -> str | None:
     """The content of the last answer tag or box that is closed; None where there is none.
 
-    A box may have braces in it. One that has too much in it to be read is not read to its end.
+    A box may have braces in it.
     """
-    last_tag = text.rfind(CLOSE_ANSWER)
+    last_tag, closed = text.rfind(CLOSE_ANSWER), _closed_braces(text)
     for opened in reversed([*_OPENED.finditer(text)]):
         start = opened.end()
         if opened[0] == OPEN_ANSWER:
             if start <= last_tag:
                 return text[start : text.index(CLOSE_ANSWER, start)]
-            continue
-        inside, depth = text[start : start + MAX_CHARS + 1], 1
-        for at, character in enumerate(inside):
-            depth += {"{": 1, "}": -1}.get(character, 0)
-            if not depth:
-                return inside[:at]
-        if len(inside) > MAX_CHARS:
-            return inside
+        elif start - 1 in closed:
+            return text[start : closed[start - 1]]
     return None
+
+
+def _closed_braces(text: str) -> dict[int, int]:
+    """Where each brace that opens and is closed is closed."""
+    closed: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened:
+            closed[opened.pop()] = brace.start()
+    return closed
 
 
 def _plain(text: str) -> str:

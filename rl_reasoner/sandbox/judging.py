@@ -228,6 +228,7 @@ class _Judge:
         """Call a function of the program; what it changed in place changes here with `settle`."""
         trees = [self._encode(value) for value in args]
         named = [[name, self._encode(value)] for name, value in kwargs.items()]
+        self.given = []  # an earlier call's is not this one's, which may raise
         answer = self._exchange(["call", self._encode(target), trees, named])
         value = self._value("call", answer)
         self.given = [value]

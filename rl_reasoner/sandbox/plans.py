@@ -25,6 +25,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _NAME = re.compile(r"[^\W\d]\w*((\(\))?\.[^\W\d]\w*)*")
 _VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "error", "memory")
 _LONG_ANSWER = 1 << 16
+_LAST_LINES = 100  # of standard error: the reason is looked for in them
 _LEFT = "it ended before it answered"
 _STDIO_KEYS = ("stdin", "stdout", "tolerance")
 _CALL_KEYS = ("call", "args", "kwargs", "expected", "tolerance")
@@ -179,9 +180,11 @@ def why_not_passed(plan_test: TestPlan, verdict: Verdict, finished: Finished) ->
         return reasons.one_line(plan_test.why(finished))
     if ended.how == zygote.SIGNALLED:
         return f"ended by signal {ended.code}"
-    said = finished.stderr.decode(errors="replace").strip().split("\n")
-    told = [line for line in said if "Warning: " not in line]  # some come at the very end
-    return reasons.one_line((told or said)[-1]) or f"exit status {ended.code}"
+    # all of it may be millions of lines
+    said = finished.stderr.strip().rsplit(b"\n", _LAST_LINES)[-_LAST_LINES:]
+    told = [line for line in said if b"Warning: " not in line]  # some come at the very end
+    last = (told or said)[-1].decode(errors="replace")
+    return reasons.one_line(last) or f"exit status {ended.code}"
 
 
 def _why_gone(plan_test: TestPlan, finished: Finished) -> Verdict:

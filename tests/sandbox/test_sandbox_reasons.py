@@ -1,10 +1,14 @@
 """Why a test did not pass: told to people, and no way to a verdict."""
 
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from rl_reasoner import sandbox
+from rl_reasoner.sandbox import zygote
+from rl_reasoner.sandbox.host import Finished
+from rl_reasoner.sandbox.plans import plan_test, why_not_passed
 from rl_reasoner.scoring.registry import load_reward
 
 IDENTITY = "def f(n): return n"
@@ -102,6 +106,24 @@ def test_what_a_program_writes_by_itself_is_not_taken_for_the_reason() -> None:
     for test in ("assert f(3) == 9", "x = f(3)\nassert x == 9"):
         result = sandbox.run(program, [test])
         assert "mine" in result.stderr and "mine" not in result.reason
+
+
+def test_a_call_that_raises_is_not_said_to_have_given_what_an_earlier_one_gave() -> None:
+    program = "def f(n):\n    assert n < 2, 'too large'\n    return 7"
+    assert reason(program, "x = f(1)\ny = f(2)") == "too large at `y = f(2)`"
+
+
+def test_millions_of_lines_on_standard_error_are_not_taken_apart() -> None:
+    """A program that fails may write so many: each line by itself takes some 60 bytes here."""
+    ended = zygote.Ended(zygote.EXITED, 1, 0.0)
+    finished = Finished(0.0, ended, ended, b"", b"ab\n" * 1_300_000 + b"KeyError: 3\n", b"")
+    plan = plan_test({"stdout": "1"}, "test 0")
+    tracemalloc.start()
+    try:
+        assert why_not_passed(plan, "error", finished) == "KeyError: 3"
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(finished.stderr)
+    finally:
+        tracemalloc.stop()
 
 
 def test_rewards_for_code_give_the_reason() -> None:

@@ -60,6 +60,7 @@ def test_what_is_no_right_expression(countdown: Reward, answer: str) -> None:
         (r"<answer>\boxed{(1+2)*3}</answer>", 1.0),
         (r"<answer>6</answer> <answer>\boxed{\frac{(1+2)*3}{1}}</answer>", 1.0),
         (r"<answer>(1+2)*3</answer> \boxed{6", 1.0),  # a box that never closes
+        (r"\boxed{(1+2)*3} is in \boxed{ as asked" + ", as asked" * 40, 1.0),  # nor this one
         (r"\boxed{(1+2)*3} \boxed{" + "1+" * 200 + "1}", 0.0),
     ],
 )
