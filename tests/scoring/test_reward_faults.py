@@ -20,7 +20,6 @@ from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.circuit_breaker import Breaker, RewardsFailed
 from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.testing.kit import examine
 from rl_reasoner.types import Fault
 from support.commands import Cli, stock
 from support.tiny import grpo, recipe
@@ -144,22 +143,6 @@ def test_a_recipe_whose_rows_get_no_reward_does_not_end_as_if_it_had_learned(
     assert [n.status for n in found] == ["failed"] and told in found[0].message
     with pytest.raises(RewardsFailed, match="no row got a reward in any of 1 steps"):
         train(wanted, quiet=True)
-
-
-@pytest.mark.slow
-def test_the_kit_fails_a_reward_that_judges_nothing_and_warns_of_one_that_cannot_tell() -> None:
-    found = {f.check: f for f in examine(reward(lambda completion: None)).findings}
-    assert found["distinguishes"].status == "failed"
-    assert re.search(r"abstained on (\d+) of \1;", found["distinguishes"].message)
-    assert {f.check: f for f in examine(abstains).findings}["distinguishes"].status == "failed"
-
-    @reward
-    def short(completion: str) -> float:
-        return float(len(completion) < 100)
-
-    found = {f.check: f for f in examine(short).findings}
-    assert found["distinguishes"].status == "warned"
-    assert "does not distinguish right from wrong" in found["distinguishes"].message
 
 
 # -------------------------------------------------------------------------- the user's own line

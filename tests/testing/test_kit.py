@@ -1,6 +1,7 @@
 """The reward test kit: it finds planted defects and passes what is sound."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,26 @@ def test_a_planted_defect_is_found(name: str) -> None:
 def test_what_fails_is_raised() -> None:
     with pytest.raises(AssertionError, match=f"failed +{bad_rewards.EXPECTED['any_box']}"):
         check_reward(bad_rewards.any_box, timeout_s=1.0)
+
+
+@pytest.mark.slow
+def test_it_fails_a_reward_that_judges_nothing_and_warns_of_one_that_cannot_tell() -> None:
+    found = {f.check: f for f in examine(reward(lambda completion: None)).findings}
+    assert found["distinguishes"].status == "failed"
+    assert re.search(r"abstained on (\d+) of \1;", found["distinguishes"].message)
+
+    def abstains(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None] * len(completions)
+
+    assert {f.check: f for f in examine(abstains).findings}["distinguishes"].status == "failed"
+
+    @reward
+    def short(completion: str) -> float:
+        return float(len(completion) < 100)
+
+    found = {f.check: f for f in examine(short).findings}
+    assert found["distinguishes"].status == "warned"
+    assert "does not distinguish right from wrong" in found["distinguishes"].message
 
 
 JUDGES = {"judge", "judge_ranking"}  # which need a model: tests/judging
