@@ -181,6 +181,12 @@ class ChatVerb:
                 continue
             try:
                 problem, replies = line, self._replies(line, policies)
+            except UserError as error:
+                if not asking:
+                    raise
+                replies = []
+                err.print(str(error), style="yellow", soft_wrap=True)
+                continue
             except KeyboardInterrupt:
                 if not asking:
                     raise
@@ -335,10 +341,17 @@ def stream(
     """One completion; `on_text` gets its text piece by piece.
 
     It is the completion that an evaluation draws for the same prompt, seed and settings. With
-    `tools` the text comes at once, with what they gave in its place.
+    `tools` the text comes at once, with what they gave in its place. Raises `UserError` for a
+    prompt longer than the positions that the policy declares: it would be read for minutes.
     """
-    from rl_reasoner.rollout.sampler import sample
+    from rl_reasoner.rollout.long_prompts import declared_places
+    from rl_reasoner.rollout.sampler import long_rows, sample
 
+    for _, tokens in long_rows([prompt], [{}], 0, policy, tools):
+        raise UserError(
+            f"the prompt has {tokens} tokens, more than the {declared_places(policy.model)} "
+            f"positions of {policy.source}: write a shorter one"
+        )
     pieces = _Pieces(policy.tokenizer, on_text)
     [[rollout]] = sample(
         policy,

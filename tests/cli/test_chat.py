@@ -201,6 +201,20 @@ def test_bytes_that_are_no_text_are_told_by_their_line(
     assert "standard input, line 3: not UTF-8 (byte 0xff)" in ended.err
 
 
+def test_a_prompt_beyond_the_policys_positions_is_told_before_it_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe ends with it, a talk goes on."""
+    typed = "1+" * 600 + "1=\n1+1=\n"
+    monkeypatch.chdir(here)
+    for given, code, replies in ((io.StringIO(typed), 2, 0), (Typed(typed), 0, 1)):
+        monkeypatch.setattr("sys.stdin", given)
+        assert main(["chat", "run", "--max-tokens", "3", "--json"]) == code
+        ended = capsys.readouterr()
+        assert "tokens, more than the 1024 positions of" in " ".join(ended.err.split())
+        assert ended.out.count('"truncated": true') == replies
+
+
 def test_unknown_commands_are_answered_and_not_sent_to_the_policy(here: Path, cli: Cli) -> None:
     ask = ("chat", "run", "--max-tokens", "4", "--json")
     ended = cli(*ask, stdin="/help\n/anwser 2\n/home/me is a path\n")
