@@ -19,7 +19,7 @@ from rl_reasoner.language.thinking import CLOSE_ANSWER, OPEN_ANSWER, behind_chai
 
 MAX_CHARS = 200
 MAX_OPEN = 30
-_OPENED = re.compile(r"<answer>|\\boxed\s*\{")
+_OPENED = re.compile(rf"{OPEN_ANSWER}|\\boxed\s*\{{")
 _BRACE = re.compile(r"[{}]")
 _NUMBER = re.compile(r"[0-9]+")
 _TOKEN = re.compile(r"[0-9]+|\S")
@@ -148,6 +148,7 @@ class _Expression:
         return token
 
     def sum(self) -> Fraction:
+        """Products that are added and subtracted."""
         value = self.product()
         while operator := self.take("+-"):
             term = self.product()
@@ -155,20 +156,21 @@ class _Expression:
         return value
 
     def product(self) -> Fraction:
+        """Factors that are multiplied and divided."""
         value = self.factor()
         while operator := self.take("*/"):
             factor = self.factor()
-            if operator == "/" and not factor:
-                raise ValueError("it divides by zero")
-            value = value * factor if operator == "*" else value / factor
+            value = value * factor if operator == "*" else _quotient(value, factor)
         return value
 
     def braced(self) -> Fraction:
+        r"""A part of a \frac, in its braces."""
         if not self.take("{"):
             raise ValueError(r"a \frac has no braces")
         return self.until("}", "a brace is not closed")
 
     def until(self, closer: str, lacking: str) -> Fraction:
+        """A sum that `closer` ends; raises ValueError with `lacking` where that is not there."""
         self.depth += 1
         if self.depth > MAX_OPEN:
             raise ValueError(f"more than {MAX_OPEN} parentheses are open")
@@ -179,16 +181,20 @@ class _Expression:
         return value
 
     def factor(self) -> Fraction:
+        """A number, a fraction, or a sum in parentheses."""
         if self.take("("):
             return self.until(")", "a parenthesis is not closed")
         if self.take(_FRACTION):
-            top, bottom = self.braced(), self.braced()
-            if not bottom:
-                raise ValueError("it divides by zero")
-            return top / bottom
+            return _quotient(self.braced(), self.braced())
         token = self.tokens[self.at]
         if not _NUMBER.fullmatch(token):
             raise ValueError(f"where a number should be there is {token or 'nothing'!r}")
         self.at += 1
         self.used.append(int(token))
         return Fraction(self.used[-1])
+
+
+def _quotient(top: Fraction, bottom: Fraction) -> Fraction:
+    if not bottom:
+        raise ValueError("it divides by zero")
+    return top / bottom

@@ -181,17 +181,13 @@ class ChatVerb:
                 continue
             try:
                 problem, replies = line, self._replies(line, policies)
-            except UserError as error:
-                if not asking:
-                    raise
-                replies = []
-                err.print(str(error), style="yellow", soft_wrap=True)
-                continue
-            except KeyboardInterrupt:
+            except (UserError, KeyboardInterrupt) as end:
                 if not asking:
                     raise
                 replies = []  # what was cut short is not to be judged
-                err.print("\nthe reply was stopped; Ctrl-C again ends", style="yellow")
+                stopped = "\nthe reply was stopped; Ctrl-C again ends"
+                said = str(end) if isinstance(end, UserError) else stopped
+                err.print(said, style="yellow", soft_wrap=True)
                 continue
             if self.json:
                 self._emit(problem, replies)
@@ -265,8 +261,8 @@ class _Screen:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self.live is not None:
             self.live.stop()
-        if self.live is not None and kind is KeyboardInterrupt:
-            out.print(self._beside())  # as far as it has come
+            if kind is KeyboardInterrupt:
+                out.print(self._beside())  # as far as it has come
         if self.hidden or kind is not None:
             return
         if self.streams:

@@ -142,8 +142,8 @@ class ModelJudge:
         check_bounds(whole["votes"], whole["tolerance"], whole["max_chars"])
         Budget(*(whole[name] for name in ("max_requests", "max_cost", "price_in", "price_out")))
         rubric = read_rubric(whole["rubric"])
-        key = repr(sorted(whole.items()))
-        if key in cls._SHARED and cls._SHARED[key].rubric != rubric:
+        loaded = cls._SHARED.get(key := _key_of(whole))
+        if loaded is not None and loaded.rubric != rubric:
             del cls._SHARED[key]  # its file has changed since it was loaded
         check_backend(whole["server"], whole["function"])
 
@@ -153,8 +153,7 @@ class ModelJudge:
     def shared(cls, options: Mapping[str, Any]) -> "ModelJudge":
         """The judge with these options (see `of`), made once: it may hold a policy, and counts."""
         whole = {**{p.name: p.default for p in _options()}, **options}
-        key = repr(sorted(whole.items()))
-        if key not in cls._SHARED:
+        if (key := _key_of(whole)) not in cls._SHARED:
             cls._SHARED[key] = cls.of(**whole)
         return cls._SHARED[key]
 
@@ -416,6 +415,11 @@ class ModelJudge:
 def _options() -> list[inspect.Parameter]:
     """The options of a judge: the parameters of `ModelJudge.of`."""
     return [*inspect.signature(ModelJudge.of).parameters.values()]
+
+
+def _key_of(whole: Mapping[str, Any]) -> str:
+    """What judges with the same options have in common; `whole` has all of them."""
+    return repr(sorted(whole.items()))
 
 
 def _shuffled(text: str) -> str:

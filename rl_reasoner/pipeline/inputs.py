@@ -118,16 +118,16 @@ def _check_learned(recipe: Recipe, rows: Mapping[str, list[Row]], problems: Prob
         if stage.kind != "sft" or stage.reuse is not None or not made_in_run(recipe, index):
             continue
         with problems.field("stages", index):
-            lacking: list[UserError] = []
+            first: UserError | None = None
             for row in unfiltered(recipe, stage, rows):
                 try:
                     row.get(PLAYED) or target_completion(row)
                     break
                 except UserError as error:
-                    lacking.append(error)
+                    first = first or error
             else:
-                if lacking:
-                    raise lacking[0]
+                if first is not None:
+                    raise first
 
 
 def _find_named(

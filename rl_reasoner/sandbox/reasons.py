@@ -5,6 +5,7 @@ parts are shown: nothing of the program is asked for them. Runs in a judge, too 
 knows `data` alone.
 """
 
+from contextlib import suppress
 from itertools import zip_longest
 from types import TracebackType
 from typing import Any
@@ -47,13 +48,10 @@ def of_error(error: BaseException, test: str, file: str, given: list[object]) ->
 def of_values(name: str, answer: bytes, expected: data.Tree) -> str:
     """What a call gave beside what was expected."""
     texts = [answer, data.dump(expected)]
+    got, wanted = (text.decode(errors="replace") for text in texts)
     if max(map(len, texts)) <= _SHORT:
-        try:
+        with suppress(data.Malformed, ValueError, RecursionError):
             got, wanted = (repr(data.decode(data.load(text))) for text in texts)
-        except (data.Malformed, ValueError, RecursionError):
-            got, wanted = (text.decode(errors="replace") for text in texts)
-    else:
-        got, wanted = (text.decode(errors="replace") for text in texts)
     return "{} gave {}, expected {}".format(name, *_around_difference(got, wanted))
 
 

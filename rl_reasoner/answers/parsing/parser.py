@@ -469,7 +469,7 @@ def _only_pi(node: Node) -> bool:
 
 def _vertex_in_the_middle(figure: str, letters: Node) -> Node:
     """Three points of an angle as one name that keeps the vertex: ABC is CBA, and not BAC."""
-    if not figure.endswith("angle") or figure == "triangle" or letters.op != "mul":
+    if figure not in ("angle", "measuredangle") or letters.op != "mul":
         return letters
     if len(letters.args) != 3 or any(point.op != "sym" for point in letters.args):
         return letters
