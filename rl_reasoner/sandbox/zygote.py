@@ -257,22 +257,26 @@ def _used(pid: int) -> float:
 def _put_off(deadline: Deadline, pids: list[int], proc: int | None) -> bool:
     """Put a deadline off by what the job waited for a processor; False where that is over, too.
 
-    Nothing is put off for a job that slept through half of its time. What was waited counts twice,
-    for the wait that is going on is not told yet.
+    The system counts a wait when it is over, so a job that does not sleep is looked at again: what
+    it computes is the other limit's.
     """
-    waited = 0.0 if proc is None else sum(_waited(proc, pid) for pid in pids)
-    if waited + sum(map(_used, pids)) >= deadline.wall_s / 2:
-        deadline.waited_s = 2 * waited
+    told = [] if proc is None else [_waits(proc, pid) for pid in pids]
+    deadline.waited_s = sum(waited for waited, _ in told)
+    if any(awake for _, awake in told):
+        past = time.monotonic() - deadline.began - deadline.wall_s
+        deadline.waited_s = max(deadline.waited_s, past + _LOOK_EVERY_S)
     return deadline.at - time.monotonic() > _LEAST_S
 
 
-def _waited(proc: int, pid: int) -> float:
-    """Seconds that a process, the thread of it that did most, has waited for a processor.
+def _waits(proc: int, pid: int) -> tuple[float, bool]:
+    """Seconds that a process has waited for a processor, and whether it is awake now.
 
-    Asked of /proc as the zygote's parent sees it, where `pid` has another number in a namespace. 0
-    where the system does not tell.
+    Awake is what waits for one, has one, or is held up in the kernel. The seconds are those of the
+    thread that waited most. Asked of /proc as the zygote's parent sees it, where `pid` has another
+    number in a namespace. 0 and asleep where the system does not tell.
     """
-    try:
+    seconds, awake = [0.0], False
+    with contextlib.suppress(AttributeError, OSError, ValueError, IndexError):
         handle = os.pidfd_open(pid)
         try:
             about = _read(proc, f"self/fdinfo/{handle}")
@@ -281,12 +285,15 @@ def _waited(proc: int, pid: int) -> float:
         tasks = f"{int(about.partition(b'Pid:')[2].split(maxsplit=1)[0])}/task"
         folder = os.open(tasks, os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
         try:
-            told = [_read(proc, f"{tasks}/{task}/schedstat") for task in os.listdir(folder)]
+            threads = os.listdir(folder)
         finally:
             os.close(folder)
-        return max(int(each.split()[1]) for each in told) / 1e9
-    except (AttributeError, OSError, ValueError, IndexError):
-        return 0.0
+        for each in threads:
+            with contextlib.suppress(OSError):  # it has just ended
+                state = _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[0]
+                awake = awake or state in b"RD"
+                seconds.append(int(_read(proc, f"{tasks}/{each}/schedstat").split()[1]) / 1e9)
+    return max(seconds), awake
 
 
 def _read(folder: int, path: str) -> bytes:
