@@ -15,6 +15,8 @@ from typing import Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.formatting import fixed, p_value, points
+from rl_reasoner.evaluation.judging import as_given
+from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.metrics import has_lenient, problems, share_right
 from rl_reasoner.evaluation.notebook import comparison_html, difference
 from rl_reasoner.evaluation.statistics import (
@@ -29,6 +31,7 @@ from rl_reasoner.foreign import mapping
 from rl_reasoner.types import Row
 
 _FLIPS_SHOWN = 50
+_PAIRED_BY = ("id", "problem", "answer")
 _PARTS = {
     0.0: "next to none", 0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third",
     0.5: "half", 2 / 3: "two thirds", 0.75: "three quarters", 0.8: "four fifths",
@@ -118,6 +121,22 @@ def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int
             f"one result and {answers[1]!r:.40} in the other"
         )
     return pairs
+
+
+def unlike_columns(a: Sequence[Row], b: Sequence[Row]) -> dict[str, list[str]]:
+    """The columns of a set's rows that paired rows have other values in, such as their tests.
+
+    Beside the problem and its answer, which are paired by. Each with a hash of either side's.
+    """
+    pairs = [(as_given(a[i]), as_given(b[j])) for i, j in _pairs("", a, b)]
+    names = dict.fromkeys(name for x, y in pairs for name in x if name in y)
+    others = [name for name in names if name not in _PAIRED_BY]
+    unlike = [name for name in others if any(x.get(name) != y.get(name) for x, y in pairs)]
+    sides = [*zip(*pairs, strict=True)]
+    return {
+        f"{name} of the rows": [digest_of([row.get(name) for row in side])[:8] for side in sides]
+        for name in unlike
+    }
 
 
 def _contaminated(*rows: Row) -> bool:

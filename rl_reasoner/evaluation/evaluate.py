@@ -257,7 +257,7 @@ class _Session:
             template = "chat"
         prompts = [prompt_of(row, template, self.policy.tokenizer) for row in rows]
         self.example = self.example or prompts[0]
-        self.sets[name] = (data, rows, judge.name)
+        self.sets[name] = (data, rows, judge.name, longest)
         for mode in self.modes or ("greedy",):
             label = label_of(name, mode)
             many = mode == "sampled" or not self.modes

@@ -76,8 +76,11 @@ def of_policy(
     }
 
 
-def of_set(data: FileData, rows: Sequence[Row], judge: str) -> Row:
-    """The facts of a set: where it came from, its licence, a hash of the rows that were used."""
+def of_set(data: FileData, rows: Sequence[Row], judge: str, longest: int) -> Row:
+    """The facts of a set: where it came from, its licence, a hash of the rows that were used.
+
+    And what `data` says of its own of how it is asked; `longest`: its completions' limit.
+    """
     file = find_set(data.path)
     card = card_of(data.path)
     facts: dict[str, Any] = {
@@ -86,6 +89,8 @@ def of_set(data: FileData, rows: Sequence[Row], judge: str) -> Row:
         "rows_sha256": digest_of(rows),
         "reward": judge,
     }
+    facts |= {"template": data.template} if data.template else {}
+    facts |= {"max_tokens": longest} if data.max_tokens else {}
     if card is not None:
         facts |= {"licence": card.licence, "defects": card.defects}
     if "code_tests" in judge.split(", "):

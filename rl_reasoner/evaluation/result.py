@@ -11,7 +11,7 @@ from typing import Any
 
 from rl_reasoner.dataset.sets import read_rows
 from rl_reasoner.errors import UserError, first_line
-from rl_reasoner.evaluation.comparison import Comparison, compare_rows
+from rl_reasoner.evaluation.comparison import Comparison, compare_rows, unlike_columns
 from rl_reasoner.evaluation.formatting import NAME_WIDTH, bracketed, percent, with_name
 from rl_reasoner.evaluation.judging import malformed
 from rl_reasoner.evaluation.labels import CLEAN, split_label
@@ -195,7 +195,9 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
             raise UserError(f"{result.policy}: the result has no rows: is .rows.jsonl next to it?")
     entries = Comparison(compare_rows(a.rows, b.rows))
     for name, entry in entries.items():
-        entry["unlike"] = _unlike(name.removesuffix(CLEAN), a, b)
+        own = name.removesuffix(CLEAN)
+        rows = [result.rows[name if name in result.rows else own] for result in (a, b)]
+        entry["unlike"] = _unlike(own, a, b) | unlike_columns(*rows)
     return entries
 
 
@@ -208,9 +210,11 @@ def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
 def _conditions(name: str, result: EvalResult) -> dict[str, Any]:
     """What a set was measured with."""
     settings, figures, manifest = result.settings, result.sets.get(name, {}), result.manifest
+    facts = mapping(mapping(manifest.get("sets")).get(split_label(name)[0]))  # the file's own
     return {
         **{key: settings.get(key) for key in ("max_tokens", "template", "system")},
         **result.settings_of(name),
+        **{key: facts[key] for key in ("max_tokens", "template") if key in facts},
         **{key: figures.get(key) for key in ("temperature", "samples", "reward")},
         **{key: settings.get(key) for key in ("reward_options", "tools", "environment")},
         "weights": settings.get("weights", "own"),

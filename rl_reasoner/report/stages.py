@@ -252,7 +252,7 @@ def _reward(stage: StageRecord) -> Iterator[Chart]:
     if len(parts) > 1:
         singles = [Trace(key.split("/")[1], *stage.series(key)) for key in parts]
         lines += [line for line in singles if line.values]
-    remark = "band: one standard deviation within a group" if band else ""
+    remark = "band: one standard deviation of all completions of a step" if band else ""
     yield charts.curve("Reward", lines, note=remark)
 
 

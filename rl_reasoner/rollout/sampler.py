@@ -2,9 +2,10 @@
 
 Sampling is the training step's engine (`rl_reasoner.rollout.engine`) where it can run the model,
 else transformers' `generate` in batches of similar prompts; both within the engine's budgets. A
-completion follows from the seed, its prompt and its index among the prompt's samples, so that
-asking for more of them adds to those before; the global generators are not touched, so that
-evaluating in the middle of training changes no training number. Knows nothing of rewards.
+completion follows from the seed, its prompt (and row, where an environment plays it) and its index
+among the prompt's samples, so that asking for more of them adds to those before; the global
+generators are not touched, so that evaluating in the middle of training changes no training number.
+Knows nothing of rewards.
 """
 
 import hashlib
@@ -319,7 +320,8 @@ class _Drawer:
             settings["tools"] = self.use.identity()
         if self.played is not None:
             settings["environment"] = self.played.use.identity()
-            settings["row"] = json.dumps(self.played.rows[job[0]], sort_keys=True, default=str)
+            settings["row"] = self._row(job[0])
+            settings["drawn"] = "by row"  # what was kept before was drawn by the prompt alone
         if self.use or self.played:  # what was kept before does not say what the policy wrote
             settings["policy_text"] = True
         seed = self.seed if self.sampling.temperature else None
@@ -398,7 +400,18 @@ class _Drawer:
     def _keys(
         self, jobs: Sequence[SampleJob], ids: Mapping[int, list[int]]
     ) -> list[tuple[int, ...]]:
-        return [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]
+        """The seed, the number of the sample, its prompt, and its row where that is played."""
+        keys = [(self.seed, number, *_numbers(ids[index])) for index, number in jobs]
+        if self.played is None:
+            return keys
+        # an environment may ask the same of all its rows, which are problems of their own
+        pairs = zip(keys, jobs, strict=True)
+        return [(*key, *_numbers(self._row(index).encode())) for key, (index, _) in pairs]
+
+    def _row(self, index: int) -> str:
+        """The row that a prompt's episodes are played with, as text."""
+        assert self.played is not None
+        return json.dumps(self.played.rows[index], sort_keys=True, default=str)
 
     def _batches(
         self, jobs: Sequence[SampleJob], ids: Mapping[int, list[int]]

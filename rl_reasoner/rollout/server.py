@@ -90,6 +90,8 @@ class ServedPolicy:
         if force:
             raise UserError(f"a server cannot force the start of a completion ({force})")
         settings = {"temperature": temperature, "max_tokens": max_tokens}
+        if temperature:  # a server's default may be the model's own: less than all tokens
+            settings["top_p"] = 1.0
         drawn_with = seed if temperature else None
         return sample_through(
             cache,

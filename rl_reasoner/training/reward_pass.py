@@ -45,8 +45,7 @@ from rl_reasoner.scoring.reward import GROUPS, Reward
 from rl_reasoner.scoring.rule import Rule, rule_of, total
 from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRL, call_mistake, form_mistake, needs_column
-from rl_reasoner.training.advantages import total_rewards
-from rl_reasoner.training.objective import trained_tokens
+from rl_reasoner.training.advantages import total_rewards, varied
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.training.packed_forward import is_on
 from rl_reasoner.training.rollout_batch import RolloutBatch
@@ -277,11 +276,28 @@ class RewardPass:
     # -------------------------------------------------------------------------- the figures
 
     def log(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
-        """Log what trl does not: rows left out of their groups, and figures of each task."""
+        """Log what trl does not: rows left out of their groups, flat groups where trl looks at the
+        whole batch, and figures of each task."""
+        self._log_flat_groups(batch)
         if batch.outcomes:
             self._log_rewards(batch)
         if self._logs_tasks:
             self._log_tasks(batch, output)
+
+    def _log_flat_groups(self, batch: RolloutBatch) -> None:
+        """Log the share of groups of equal rewards.
+
+        trl takes the deviation that it divides by, which may be that of the batch.
+        """
+        trainer = self.trainer
+        apart = trainer.multi_objective_aggregation != "sum_then_normalize"
+        if trainer.scale_rewards != "batch" and not apart:
+            return
+        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        weights = trainer.reward_weights.to(batch.rewards.device)
+        values = batch.rewards if apart else total_rewards(batch.rewards, weights)[:, None]
+        flat = ~varied(values, size)
+        trainer.internals.metrics["frac_reward_zero_std"][-1] = flat.float().mean().item()
 
     def _log_rewards(self, batch: RolloutBatch) -> None:
         """Log faults, and the rows that are out of their groups; trl's figures of each reward, of
@@ -313,7 +329,7 @@ class RewardPass:
 
     def _log_tasks(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
         """Log each task's `reward`, `mean_length` (tokens) and `rows` under `task/NAME/`."""
-        lengths = trained_tokens(output).sum(1).tolist()
+        lengths = batch.sampled_tokens(output)
         here = [(row.get("task"), length) for row, length in zip(batch.rows, lengths, strict=True)]
         rows: list[tuple[str | None, float]] = gather_object(here)
         weights = self.trainer.reward_weights.to(batch.rewards.device)

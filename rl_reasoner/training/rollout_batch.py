@@ -3,7 +3,7 @@
 trl hands its own batch on as a dict of tensors; this is what travels beside it, in one place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,6 +89,17 @@ class RolloutBatch:
         self.tool_masks = [c.tool_mask for c in completions]
         self.turns, self.episodes = given.turns, given.episodes
         self.ended = [c.ended for c in given.episodes or completions]
+
+    def sampled_tokens(self, output: Mapping[str, Any]) -> list[int]:
+        """How many tokens the policy sampled of each row, trained on or not; `output` is trl's."""
+        if self.tool_masks is not None:
+            return [*map(sum, self.tool_masks)]
+        if "tool_mask" not in output and len(self.ids) == len(self.rows):
+            return [*map(len, self.ids)]
+        # trl's own loop has its masks nowhere else, rewards of the user's own may leave no ids
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        lengths: list[int] = mask.sum(1).tolist()
+        return lengths
 
     def split(self) -> list[RolloutRow]:
         """The rows, each with all that is known of it."""

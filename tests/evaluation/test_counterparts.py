@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rl_reasoner import EvalResult, compare
+from rl_reasoner import EvalResult, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.metrics import compute_figures
+from rl_reasoner.recipe.data import FileData
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
 
@@ -89,3 +90,26 @@ def test_a_judge_that_is_no_name_is_left_out(tmp_path: Path) -> None:
     line = {"step": 1, "judged": 1, "disagrees": 1, "examples": [example]}
     (tmp_path / "stages" / "1-grpo" / "hacking.jsonl").write_text(json.dumps(line) + "\n")
     assert "a sum" in build_page(read_run(tmp_path))
+
+
+def test_rows_that_ask_for_something_else_are_told(tmp_path: Path) -> None:
+    """The same problems with other tests: the difference need not be the policy's."""
+    a, b = of(TWICE), of([*TWICE[1:], TWICE[0]])
+    for result, last in ((a, 3), (b, 4)):
+        for row in result.rows["s"]:
+            row |= {"tests": [f"assert f() == {last}"], "level": 1}
+    found = compare(a, b)["s"]["unlike"]
+    assert [*found] == ["tests of the rows"] and len({*found["tests of the rows"]}) == 2
+    for row in b.rows["s"]:
+        row["tests"] = a.rows["s"][0]["tests"]
+    assert compare(a, b)["s"]["unlike"] == {}, "in whatever order"
+
+
+def test_what_a_file_says_of_its_own_rows_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"problem": "1+1=", "answer": "2"}\n')
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    asked = FileData(path=str(file), max_tokens=2), FileData(path=str(file), template="{problem} ")
+    a, b = (evaluate(policy, [data], max_tokens=3, template="plain") for data in asked)
+    told = {"max_tokens": [2, 3], "template": ["plain", "{problem} "]}
+    assert compare(a, b)[str(file)]["unlike"] == told

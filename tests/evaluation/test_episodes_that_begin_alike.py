@@ -67,17 +67,22 @@ def test_a_report_pairs_them_as_a_comparison_does(tmp_path: Path) -> None:
     assert '<pre class="example">after 5</pre>' in page
 
 
-def test_an_environment_s_rows_say_what_they_were_opened_from(tmp_path: Path) -> None:
-    file = tmp_path / "games.jsonl"
-    file.write_text("".join(f'{{"problem": "game {n}", "start": "1"}}\n' for n in range(3)))
-    (tmp_path / "own.py").write_text(
+def _asks_all_the_same(folder: Path) -> Path:
+    file = folder / "own.py"
+    file.write_text(
         "class Same:\n"
         "    def reset(self, row):\n"
         "        return 'Guess my number.'\n"
         "    def step(self, completion):\n"
         "        return 'no', 0.0, True\n"
     )
-    environment = EnvironmentSettings(use=f"{tmp_path / 'own.py'}:Same", processes=1)
+    return file
+
+
+def test_an_environment_s_rows_say_what_they_were_opened_from(tmp_path: Path) -> None:
+    file = tmp_path / "games.jsonl"
+    file.write_text("".join(f'{{"problem": "game {n}", "start": "1"}}\n' for n in range(3)))
+    environment = EnvironmentSettings(use=f"{_asks_all_the_same(tmp_path)}:Same", processes=1)
     policy = open_policy("scratch:dense-tiny", device="cpu")
     result = evaluate(policy, [str(file)], max_tokens=2, environment=environment, template="plain")
     [rows] = result.rows.values()
@@ -85,3 +90,19 @@ def test_an_environment_s_rows_say_what_they_were_opened_from(tmp_path: Path) ->
     assert len({row["opened_from"] for row in rows}) == 3
     again = replay(result)
     assert again.sets == result.sets and [*again.rows.values()] == [rows]
+
+
+def test_episodes_that_begin_alike_are_sampled_apart(tmp_path: Path) -> None:
+    """Else all rows of such an environment had the same first turn: one problem, counted often."""
+    environment = EnvironmentSettings(use=f"{_asks_all_the_same(tmp_path)}:Same", processes=1)
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    files = [tmp_path / f"{name}.jsonl" for name in ("games", "turned")]
+    lines = [f'{{"problem": "game {n}", "start": "1"}}\n' for n in range(4)]
+    for file, own in zip(files, (lines, lines[::-1]), strict=True):
+        file.write_text("".join(own))
+    found = evaluate(
+        policy, files, samples=2, max_tokens=6, environment=environment, template="plain"
+    )
+    first, turned = ({r["opened_from"]: r["completions"] for r in s} for s in found.rows.values())
+    assert len({text for texts in first.values() for text in texts}) == 8
+    assert first == turned, "a row's own, wherever it stands"

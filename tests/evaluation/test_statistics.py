@@ -148,10 +148,13 @@ def test_clustered_is_wilsons_interval_for_the_effective_number_of_trials(
     if len(set(values)) == 1:
         assert (low, high) == wilson(mean * len(values), len(values))
         assert low < high, "no spread seen is not certainty"
+    elif set(values) == {0.0, 1.0}:
+        assert (low, high) == pytest.approx(wilson(sum(values), len(values)))
     else:
-        trials = mean * (1 - mean) / float(stats.sem(values)) ** 2
+        unsure = float(stats.norm.ppf(0.975) / stats.t.ppf(0.975, len(values) - 1))
+        trials = mean * (1 - mean) / float(stats.sem(values)) ** 2 * unsure**2
         reference = proportion_confint(mean * trials, trials, method="wilson")
-        assert (low, high) == pytest.approx(reference, abs=1e-9)
+        assert (low, high) == pytest.approx(reference, abs=1e-3)
 
 
 def test_clustered_is_the_normal_interval_where_there_are_many() -> None:
@@ -171,6 +174,18 @@ def test_clustered_covers_hard_sets_too(problems: int, least: float) -> None:
         low, high = clustered_interval(shares.tolist())
         covered.append(low <= 0.05 <= high)
     assert np.mean(covered) > least
+
+
+@pytest.mark.parametrize("problems", [3, 5, 8])
+def test_clustered_covers_where_problems_are_few(problems: int) -> None:
+    """16 samples of as few as a level may have: by points of the normal distribution, 82 to 92 of
+    100 intervals cover the truth."""
+    rng = np.random.default_rng(problems)
+    covered = []
+    for _ in range(1000):
+        low, high = clustered_interval((rng.binomial(16, rng.random(problems)) / 16).tolist())
+        covered.append(low <= 0.5 <= high)
+    assert np.mean(covered) > 0.935
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=3, max_size=12), st.integers(2, 5))

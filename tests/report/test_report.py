@@ -54,6 +54,7 @@ def test_whole_run_gives_a_whole_page(tmp_path: Path) -> None:
         "KL to the reference",
         "Expert load, layer 1",
         "Accuracy on modular_test",
+        "band: one standard deviation of all completions of a step",
         "Time per step",
         "Success by level",
         "Levels drawn",

@@ -171,6 +171,8 @@ def test_no_sample_is_lost_or_doubled(served: Proxy, folder: Path, tmp_path: Pat
     assert dict(served.met) == {"": 16, **Counter(FAULTS.values())}
     asked = Counter((json.dumps(body["messages"]), body["seed"]) for body in served.delivered)
     assert len(asked) == 16 and set(asked.values()) == {1}, "each sample once"
+    drawn_from = {(body["temperature"], body["top_p"]) for body in served.delivered}
+    assert drawn_from == {(1.0, 1.0)}, "all tokens, whatever the model's own default"
     rows = result.rows["modular_test"]
     assert [len(row["completions"]) for row in rows] == [2] * 8
     assert result.manifest["policy"]["server"] == f"{served.url}/v1"
