@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
+from support.commands import Cli
 
 
 def of(rows: list[tuple[str, str, float]]) -> EvalResult:
@@ -89,3 +91,42 @@ def test_a_judge_that_is_no_name_is_left_out(tmp_path: Path) -> None:
     line = {"step": 1, "judged": 1, "disagrees": 1, "examples": [example]}
     (tmp_path / "stages" / "1-grpo" / "hacking.jsonl").write_text(json.dumps(line) + "\n")
     assert "a sum" in build_page(read_run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"interval": None},
+        {"accuracy": "high"},
+        {"mean_length": "short"},
+        {"faults": {}},
+        {"lenient": {"accuracy": 0.5, "interval": []}},
+        {"by": {"level": {"3": {"problems": 1, "accuracy": 0.5, "interval": [None, None]}}}},
+        {"by": {"level": 3}},
+        {"by_length": [{"tokens": [1], "accuracy": 0.5, "interval": [0, 1]}]},
+        {"pass_at": {"many": 0.5}},
+        {"pass_at": {"2": 0.5}, "pass_at_interval": {"2": ["a", "b"]}},
+        {"contamination": {"contaminated": 0, "rows": 3, "exact": "few"}},
+    ],
+)
+def test_a_figure_that_was_edited_is_a_mistake_that_is_told(
+    edit: dict[str, Any], cli: Cli, tmp_path: Path
+) -> None:
+    of(TWICE).save(tmp_path / "a.json")
+    file = of(TWICE).save(tmp_path / "b.json")
+    saved = json.loads(file.read_text())
+    saved["sets"]["s"] |= edit
+    file.write_text(json.dumps(saved))
+    for given in (["report", "b.json"], ["compare", "a.json", "b.json", "--out", "both.html"]):
+        ended = cli(*given)
+        assert ended.code == 2, ended.err
+        assert "b.json is not an evaluation result" in ended.err.replace("\n", " ")
+    assert not (tmp_path / "both.html").exists()
+
+
+def test_a_row_of_no_set_is_told(cli: Cli, tmp_path: Path) -> None:
+    of(TWICE).save(tmp_path / "a.json")
+    rows = tmp_path / "a.rows.jsonl"
+    rows.write_text(rows.read_text().replace('"set": "s"', '"set": ["s"]'))
+    ended = cli("report", "a.json")
+    assert ended.code == 2 and "line 1: the result has no set ['s']" in ended.err.replace("\n", " ")
