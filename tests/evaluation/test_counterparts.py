@@ -9,6 +9,7 @@ import pytest
 from rl_reasoner import EvalResult, compare
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.metrics import compute_figures
+from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
 from support.commands import Cli
@@ -91,6 +92,17 @@ def test_a_judge_that_is_no_name_is_left_out(tmp_path: Path) -> None:
     line = {"step": 1, "judged": 1, "disagrees": 1, "examples": [example]}
     (tmp_path / "stages" / "1-grpo" / "hacking.jsonl").write_text(json.dumps(line) + "\n")
     assert "a sum" in build_page(read_run(tmp_path))
+
+
+def test_a_page_of_two_says_whose_the_figures_by_level_are() -> None:
+    a, b = of(TWICE), of(TWICE)
+    easy = {"problems": 3, "accuracy": 0.5, "interval": [0.1, 0.9]}
+    for result in (a, b):
+        result.sets["s"]["by"] = {"level": {"1": easy, "2": easy}}
+    a.sets["only"], a.rows["only"] = a.sets["s"], a.rows["s"]
+    page = build_evaluation_page([a, b])
+    assert "<h3>s (b) by level</h3>" in page and "<h3>only (a) by level</h3>" in page
+    assert "<h3>s by level</h3>" in build_evaluation_page([b])
 
 
 @pytest.mark.parametrize(
