@@ -18,8 +18,9 @@ from rl_reasoner.policy.scratch import byte_tokenizer
 
 def recipe(**given: Any) -> Recipe:
     stage = {"kind": "grpo", "steps": 3, "sampling": {"max_tokens": 64}}
-    own = {"policy": "org/model", "template": "plain", "data": {"task": "modular", "count": 6}}
-    return Recipe(**{**own, "rewards": {"math_answer": 2.0}, "stages": [stage], **given})
+    own: dict[str, Any] = {"policy": "org/model", "template": "plain", "stages": [stage]}
+    own |= {"data": {"task": "modular", "count": 6}, "rewards": {"math_answer": 2.0}}
+    return Recipe(**{**own, **given})
 
 
 @pytest.mark.parametrize(
