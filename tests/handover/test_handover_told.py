@@ -65,7 +65,7 @@ def test_no_value_ends_a_cell_of_the_table(engine: str, tmp_path: Path) -> None:
     bos = {"id": "<|begin|>", "ids": [tokenizer.bos_token_id], "tokens": ["<|begin|>"]}
     parts = [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}]
     parts += [{"Sequence": {"id": "A", "type_id": 0}}]
-    adding = {"type": "TemplateProcessing", "single": parts, "pair": parts}
+    adding: dict[str, Any] = {"type": "TemplateProcessing", "single": parts, "pair": parts}
     adding |= {"special_tokens": {"<|begin|>": bos}}
     file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": adding}))
     asked = recipe(policy=str(tmp_path / "policy"), name="a|b")
