@@ -148,7 +148,7 @@ def _check_figures(name: str, s: Mapping[str, Any]) -> None:
     given += s.get("contamination", {}).values()
     given += [value for key in _WHERE_KNOWN if (value := s.get(key)) is not None]
     if any(number(value) is None for value in given):
-        raise ValueError(f"a figure of {name} is no number")
+        raise ValueError(f"a figure of {name} is not a number")
 
 
 _WHERE_KNOWN = ("truncated", "no_answer", "abstained", "faults", "thinking", "mean_length")
