@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from rl_reasoner.cli.check import takes_fields
 from rl_reasoner.cli.mistakes import Argument, arguments_of
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.flags import choices_of, flags_of
@@ -48,6 +49,10 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "--policy": ("runs", "policies", "folders", "files"),
     "--policy.source": ("runs", "policies", "folders", "files"),
     "--launch": ("files",),
+    "--plan": ("recipes", "files"),
+    "--to": ("engines",),
+    "--gpu": ("gpus",),
+    "--dtype": ("types",),
 }
 _METAVARS: Mapping[str, tuple[str, ...]] = {
     "FILE": ("files",),
@@ -91,7 +96,7 @@ def complete(verbs: Mapping[str, type[Any]], words: Sequence[str]) -> Candidates
         if given and given[-1].startswith("-") and _takes_value(given[-1], flags):
             return _value(verb, given[-1], given, flags, now)
         if now.startswith("-"):
-            own = flags_of(_recipe(given)) if verb == "train" else []
+            own = flags_of(_recipe(given)) if takes_fields([verb, *given]) else []
             return Candidates(_fitting([*flags, *own, "--help"], now))
         return _place(verb, [a for a in arguments if a.positional], given, flags, now)
     return Candidates()
@@ -104,7 +109,7 @@ def _value(
     if flag in flags:
         kinds = _FLAGS.get(flag) or _METAVARS.get(flags[flag].metavar, ("files",))
         return _of_kinds(kinds, _literals(flags[flag]), now)
-    if verb != "train":
+    if not takes_fields([verb, *given]):
         return Candidates()
     kinds = ("sets", "files") if flag.endswith((".path", ".data")) else ("files",)
     choices = choices_of(_recipe(given), flag.removeprefix("--"))
@@ -174,6 +179,16 @@ def _names(kind: str, now: str) -> Iterator[str]:
         yield from (f"scratch:{name}" for name in SCRATCH_NAMES)
     elif kind == "kinds":
         yield from ("recipes", "rewards", "sets", "policies", "tasks", "schema")
+    elif kind == "engines":
+        from rl_reasoner.handover.folder import ENGINES
+
+        yield from ENGINES
+    elif kind == "gpus":
+        from rl_reasoner.planning.gpus import GPUS
+
+        yield from (*GPUS, "cpu")
+    elif kind == "types":
+        yield from ("fp32", "bf16")
     elif kind == "runs":
         from rl_reasoner.paths import is_run
 

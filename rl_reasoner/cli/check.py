@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from rl_reasoner.report.console import emit, err, excerpt, new_table, wrapped
 _STYLE = {"passed": "green", "warned": "yellow", "failed": "red", "skipped": "dim"}
 
 _WORDS = {"skipped": "not judged"}
+_OF_REWARDS = ("--data", "--reward-options", "--labelled")  # flags with a value
 
 
 def names_recipe(target: str) -> bool:
@@ -25,6 +27,16 @@ def names_recipe(target: str) -> bool:
     from rl_reasoner.recipe.load import shipped_recipes
 
     return target.endswith((".yaml", ".yml", ".py")) or target in shipped_recipes()
+
+
+def takes_fields(argv: Sequence[str]) -> bool:
+    """Whether a recipe's fields are flags of this command: a verb, and what follows."""
+    verb, *rest = argv
+    if verb == "check":
+        words = [word for before, word in pairwise(argv) if before not in _OF_REWARDS]
+        return any(names_recipe(word) for word in words if not word.startswith("-"))
+    planned = any(token.partition("=")[0] == "--plan" for token in rest)
+    return verb == "train" or (verb == "env" and planned)
 
 
 @dataclass

@@ -13,7 +13,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
@@ -23,7 +22,7 @@ from tyro.conf import subcommand
 
 from rl_reasoner.cli.audit import AuditVerb
 from rl_reasoner.cli.chat import ChatVerb
-from rl_reasoner.cli.check import CheckVerb, names_recipe
+from rl_reasoner.cli.check import CheckVerb, takes_fields
 from rl_reasoner.cli.compare import CompareVerb
 from rl_reasoner.cli.completion import CompletionVerb, print_candidates
 from rl_reasoner.cli.copy import CopyVerb
@@ -69,7 +68,6 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
     "env": ("--plan", "--gpus", "--gpu", "--server-gpus"),
 }
 """Flags with a value of the verbs that also take a recipe's flags."""
-_OF_REWARDS = ("--data", "--reward-options", "--labelled")  # flags of `check` with a value
 _OVERVIEW = """\
 Reinforcement-learning fine-tuning for reasoning.
 
@@ -204,7 +202,7 @@ def parse_verb(argv: Sequence[str]) -> Any:
         if argv[0].startswith("-"):
             raise UserError(f"{argv[0]}: first comes a verb: {', '.join(verbs)}")
         raise unknown("verb", argv[0], verbs)
-    own, flags = _split_flags(argv) if _takes_fields(argv) else (list(argv), [])
+    own, flags = _split_flags(argv) if takes_fields(argv) else (list(argv), [])
     if not {"--help", "-h"} & set(own):
         check_arguments(own[0], verbs[own[0]], own[1:])
     shown = _Help(out.is_terminal)
@@ -248,16 +246,6 @@ def _overview(verbs: Mapping[str, type[Any]]) -> str:
         about = " ".join(str(verb.__doc__).partition("\n\n")[0].split())
         lines.append(wrapped(about, " " * size, f"  {name}".ljust(size)))
     return _OVERVIEW.format(verbs="\n".join(lines))
-
-
-def _takes_fields(argv: Sequence[str]) -> bool:
-    """Whether a recipe's fields are flags of this command."""
-    verb, *rest = argv
-    if verb == "check":
-        words = [word for before, word in pairwise(argv) if before not in _OF_REWARDS]
-        return any(names_recipe(word) for word in words if not word.startswith("-"))
-    planned = any(token.partition("=")[0] == "--plan" for token in rest)
-    return verb == "train" or (verb == "env" and planned)
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.judging import malformed
 from rl_reasoner.evaluation.labels import CLEAN, split_label
 from rl_reasoner.evaluation.notebook import result_html
 from rl_reasoner.files import write_json, write_jsonl
-from rl_reasoner.foreign import json_value, mapping
+from rl_reasoner.foreign import json_value, mapping, number
 
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
 
@@ -74,6 +74,11 @@ class EvalResult:
             for name in ("settings", "manifest"):
                 if not isinstance(getattr(result, name), dict):
                     raise ValueError(f"its {name} are not a mapping")
+            for name in ("policy", "name"):
+                if not isinstance(getattr(result, name), str):
+                    raise ValueError(f"its {name} is not a text")
+            for name, figures in result.sets.items():
+                _check_figures(name, figures)
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             why = f" ({first_line(error)})" if isinstance(error, (OSError, ValueError)) else ""
             raise UserError(
@@ -87,12 +92,12 @@ class EvalResult:
 
     def _read(self, every: Path) -> None:
         """Read the saved rows; raises `UserError` if they do not belong to the figures."""
-        for number, row in enumerate(read_rows(str(every)), 1):
+        for line, row in enumerate(read_rows(str(every)), 1):
             name = row.pop("set", None)
-            if name not in self.sets:
-                raise UserError(f"{every}, line {number}: the result has no set {name!r}")
+            if not isinstance(name, str) or name not in self.sets:
+                raise UserError(f"{every}, line {line}: the result has no set {name!r}")
             if wrong := malformed(row):
-                raise UserError(f"{every}, line {number}: not a row of a result: {wrong}")
+                raise UserError(f"{every}, line {line}: not a row of a result: {wrong}")
             self.rows.setdefault(name, []).append(row)
         for name, figures in self.sets.items():
             rows, count = self.rows.get(name, ()), figures["problems"]
@@ -126,6 +131,33 @@ class EvalResult:
                     if k != "1"
                 ]
         return "\n".join([*lines, *notes])
+
+
+def _check_figures(name: str, s: Mapping[str, Any]) -> None:
+    """Raise what `load` makes a mistake of, where figures of a set are not what a page shows."""
+    groups = [group for values in s.get("by", {}).values() for group in values.values()]
+    bins, lenient = s.get("by_length", []), s.get("lenient")
+    estimates = [s, *groups, *bins, *([] if lenient is None else [lenient])]
+    given = [value for each in estimates for value in (each["accuracy"], *_ends(each["interval"]))]
+    given += [s["samples"], *(each["problems"] for each in (s, *groups))]
+    given += [length for each in bins for length in _ends(each["tokens"])]
+    for kind in ("pass_at", "maj_at"):
+        curve, spans = s.get(kind, {}), s.get(f"{kind}_interval", {})
+        given += [*map(int, curve), *curve.values()]
+        given += [end for span in spans.values() for end in _ends(span)]
+    given += s.get("contamination", {}).values()
+    given += [value for key in _WHERE_KNOWN if (value := s.get(key)) is not None]
+    if any(number(value) is None for value in given):
+        raise ValueError(f"a figure of {name} is not a number")
+
+
+_WHERE_KNOWN = ("truncated", "no_answer", "abstained", "faults", "thinking", "mean_length")
+
+
+def _ends(span: Any) -> tuple[Any, Any]:
+    """The two ends of an interval, or of a range; raises `ValueError` or `TypeError` for others."""
+    low, high = span
+    return low, high
 
 
 def sibling_file(path: Path, suffix: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from rl_reasoner.handover.fields import UNSET, Field, ValueOf
-from rl_reasoner.handover.subject import Subject, start_source
+from rl_reasoner.handover.subject import Subject, is_mixture, start_source
 from rl_reasoner.recipe.recipe import RecipeDumper
 
 _RENDER_AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -135,7 +135,7 @@ def replays(else_does: str, note: str = "") -> Field:
     return Field(
         "router_replay",
         note=note,
-        lost=lambda s: s.stage.router_replay and "moe" in start_source(s.recipe, s.stage).lower(),
+        lost=lambda s: s.stage.router_replay and is_mixture(start_source(s.recipe, s.stage)),
         else_does=else_does,
     )
 

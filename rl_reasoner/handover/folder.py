@@ -87,7 +87,7 @@ def _readme(made: Handover) -> str:
     engine, subject = made.engine, made.subject
     given = settings(engine.fields, subject)
     mapped = [
-        f"| `{one.ours}` | `{name}` | `{given[name]}` |"
+        f"| `{one.ours}` | `{name}` | `{_cell(given[name])}` |"
         for one in engine.fields
         for name in one.theirs
         if name in given
@@ -135,6 +135,11 @@ def _readme(made: Handover) -> str:
     )
 
 
+def _cell(value: Any) -> str:
+    """A value in a table of Markdown, which a bar would end, in code too."""
+    return str(value).replace("|", "\\|")
+
+
 def _evaluation(subject: Subject) -> str:
     """The command for a policy of which only its folder is known."""
     recipe, evals = subject.recipe, subject.recipe.evals
@@ -147,6 +152,8 @@ def _evaluation(subject: Subject) -> str:
         "--reward-options": json.dumps(options) if options else None,
         "--max-tokens": evals.longest,
         "--samples": evals.samples or None,
+        "--temperature": evals.temperature if evals.samples > 1 else None,
+        "--weights": None if evals.weights == "own" else evals.weights,
         "--limit": evals.limit,
     }
     given = [part for name, value in flags.items() if value is not None for part in (name, value)]

@@ -5,6 +5,7 @@ tokenizer: whether the policy has a chat template is read off its files where th
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from pathlib import Path
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.foreign import json_object, mapping, number
 from rl_reasoner.handover.rewards import RecipeRewards, judges_groups, task_text
 from rl_reasoner.paths import policy_folder
 from rl_reasoner.recipe.data import StageData, data_sources
@@ -22,6 +24,11 @@ from rl_reasoner.scoring.batch import ROW_SEED, name_rewards
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Fault, Prompt, Row
 
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in configs
+_CALLED_MIXTURE = re.compile(
+    r"moe|mixtral|gpt-oss|scratch:deepseek|deepseek-(?:v[2-9]|r1(?!-distill))|\db-a\d",
+    re.IGNORECASE,
+)
 _OF_TRAINING = ("completion_ids", ROW_SEED)
 """Columns that rewards may ask for and that no data set has."""
 
@@ -185,6 +192,19 @@ def _has_chat_template(source: str) -> bool | None:
     except (OSError, ValueError):
         return None
     return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def is_mixture(source: str) -> bool:
+    """Whether a policy is a mixture of experts: by its config, by its name where none is at hand.
+
+    Names: those of families that are, and Qwen's, which tell how much is active (30B-A3B).
+    """
+    try:
+        config = json_object(Path(source).expanduser() / "config.json")
+    except UserError:
+        return _CALLED_MIXTURE.search(source) is not None
+    parts = (config, mapping(config.get("text_config")))
+    return any((number(part.get(name)) or 0) > 1 for part in parts for name in _COUNTS)
 
 
 def _bos(source: str) -> str | None:

@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,12 @@ class Policy:
         for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
             stale.unlink(missing_ok=True)
         try:
-            self.model.save_pretrained(
-                folder, state_dict=gathered_state_dict(self.model), **_adapter_in_use(self.model)
-            )
+            with _keeping_keys(self.model):
+                self.model.save_pretrained(
+                    folder,
+                    state_dict=gathered_state_dict(self.model),
+                    **_adapter_in_use(self.model),
+                )
         except SafetensorError as error:  # it tells a full disk in words only
             if "os error 28" not in str(error):
                 raise
@@ -69,6 +73,23 @@ class Policy:
         mode = next(folder.glob("*config.json")).stat().st_mode
         for file in folder.glob("*.safetensors"):  # safetensors writes them for their owner alone
             file.chmod(mode)
+
+
+@contextmanager
+def _keeping_keys(model: Any) -> Iterator[None]:
+    """Have the config say `use_cache`, which transformers' trainers turn off for their own passes.
+
+    Off in a file, whoever decodes token by token gets no keys and values to go on with.
+    """
+    text = model.config.get_text_config()
+    of_training = getattr(text, "use_cache", None)
+    if of_training is False:
+        text.use_cache = True
+    try:
+        yield
+    finally:
+        if of_training is False:
+            text.use_cache = False
 
 
 def _adapter_in_use(model: Any) -> dict[str, Any]:

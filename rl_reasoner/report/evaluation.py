@@ -144,12 +144,17 @@ def _drawings(named: Named, names: Sequence[str]) -> Iterator[Chart]:
 
 def _by_length(named: Named, names: Sequence[str]) -> Iterator[Chart]:
     for name in names:
-        label, result = next((label, r) for label, r in reversed(named) if name in r.sets)
+        label, result = _last_with(name, named)
         bins = result.sets[name].get("by_length", [])
         if len(bins) > 1:
             lengths = [(_tokens(*b["tokens"]), [_bar(label, b)]) for b in bins]
             title = f"Right answers by length on {set_title(name, names)}"
             yield charts.bars(title, lengths, note="about a fifth of the completions each")
+
+
+def _last_with(name: str, named: Named) -> tuple[str, EvalResult]:
+    """The last result that has the set, with its label."""
+    return next((label, result) for label, result in reversed(named) if name in result.sets)
 
 
 def _tokens(shortest: int, longest: int) -> str:
@@ -170,11 +175,14 @@ def _points(s: Mapping[str, Any], kind: str, label: str) -> Trace:
 def _parts(named: Named) -> Element | None:
     """Tables at k, by level and subject, and of overlaps, of every set that has them.
 
-    Of two results, those of the second.
+    Of two results, those of the second, else of the first.
     """
     blocks: list[Element] = []
-    for name, s in named[-1][1].sets.items():
+    for name in _names(named):
+        label, result = _last_with(name, named)
+        s = result.sets[name]
         title = set_title(name, _names(named))
+        title += f" ({label})" if len(named) > 1 else ""
         blocks += _at_k(title, s)
         for column, groups in s.get("by", {}).items():
             rows: list[list[Child]] = [

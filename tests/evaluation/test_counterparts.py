@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,10 @@ from rl_reasoner import EvalResult, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.recipe.data import FileData
+from rl_reasoner.report.evaluation import build_evaluation_page
 from rl_reasoner.report.page import build_page
 from rl_reasoner.report.run_data import read_run
+from support.commands import Cli
 
 
 def of(rows: list[tuple[str, str, float]]) -> EvalResult:
@@ -113,3 +116,53 @@ def test_what_a_file_says_of_its_own_rows_is_told(tmp_path: Path) -> None:
     a, b = (evaluate(policy, [data], max_tokens=3, template="plain") for data in asked)
     told = {"max_tokens": [2, 3], "template": ["plain", "{problem} "]}
     assert compare(a, b)[str(file)]["unlike"] == told
+
+
+def test_a_page_of_two_says_whose_the_figures_by_level_are() -> None:
+    a, b = of(TWICE), of(TWICE)
+    easy = {"problems": 3, "accuracy": 0.5, "interval": [0.1, 0.9]}
+    for result in (a, b):
+        result.sets["s"]["by"] = {"level": {"1": easy, "2": easy}}
+    a.sets["only"], a.rows["only"] = a.sets["s"], a.rows["s"]
+    page = build_evaluation_page([a, b])
+    assert "<h3>s (b) by level</h3>" in page and "<h3>only (a) by level</h3>" in page
+    assert "<h3>s by level</h3>" in build_evaluation_page([b])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"interval": None},
+        {"accuracy": "high"},
+        {"mean_length": "short"},
+        {"faults": {}},
+        {"lenient": {"accuracy": 0.5, "interval": []}},
+        {"by": {"level": {"3": {"problems": 1, "accuracy": 0.5, "interval": [None, None]}}}},
+        {"by": {"level": 3}},
+        {"by_length": [{"tokens": [1], "accuracy": 0.5, "interval": [0, 1]}]},
+        {"pass_at": {"many": 0.5}},
+        {"pass_at": {"2": 0.5}, "pass_at_interval": {"2": ["a", "b"]}},
+        {"contamination": {"contaminated": 0, "rows": 3, "exact": "few"}},
+    ],
+)
+def test_a_figure_that_was_edited_is_a_mistake_that_is_told(
+    edit: dict[str, Any], cli: Cli, tmp_path: Path
+) -> None:
+    of(TWICE).save(tmp_path / "a.json")
+    file = of(TWICE).save(tmp_path / "b.json")
+    saved = json.loads(file.read_text())
+    saved["sets"]["s"] |= edit
+    file.write_text(json.dumps(saved))
+    for given in (["report", "b.json"], ["compare", "a.json", "b.json", "--out", "both.html"]):
+        ended = cli(*given)
+        assert ended.code == 2, ended.err
+        assert "b.json is not an evaluation result" in ended.err.replace("\n", " ")
+    assert not (tmp_path / "both.html").exists()
+
+
+def test_a_row_of_no_set_is_told(cli: Cli, tmp_path: Path) -> None:
+    of(TWICE).save(tmp_path / "a.json")
+    rows = tmp_path / "a.rows.jsonl"
+    rows.write_text(rows.read_text().replace('"set": "s"', '"set": ["s"]'))
+    ended = cli("report", "a.json")
+    assert ended.code == 2 and "line 1: the result has no set ['s']" in ended.err.replace("\n", " ")

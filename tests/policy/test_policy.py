@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from rl_reasoner import open_policy
 from rl_reasoner.errors import UserError
@@ -244,3 +244,14 @@ def test_files_that_are_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(UserError, match=r"torn\.gguf.*cannot be read"):
             convert_gguf(tmp_path / "torn.gguf")
     assert not list((tmp_path / "cache").glob("*")), "nothing half made is left"
+
+
+def test_a_policy_that_was_trained_gives_keys_to_whoever_decodes_with_it(tmp_path: Path) -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    Trainer(policy.model, TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none"))
+    assert policy.model.config.use_cache is False  # by the trainer, for its own passes
+    policy.save(tmp_path / "policy")
+    assert policy.model.config.use_cache is False
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    ids = policy.tokenizer("1+1=", return_tensors="pt")["input_ids"]
+    assert model(ids).past_key_values.get_seq_length() == ids.shape[1]
