@@ -188,12 +188,17 @@ class RunFolder:
         """
         if not path.exists():
             return None
+        target = self._place_aside(path)
+        path.rename(target)
+        return target
+
+    def _place_aside(self, path: Path) -> Path:
+        """Where in `old/N/` a file or folder of the run goes."""
         if self._old is None:
             numbers = [int(p.name) for p in (self.path / "old").glob("*") if p.name.isdecimal()]
             self._old = self.path / "old" / str(max(numbers, default=0) + 1)
         target = self._old / path.relative_to(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
         return target
 
     def choices(self) -> Mapping[str, Any]:
@@ -208,11 +213,15 @@ class RunFolder:
             write_json(file, {**json_object(file), "choices": dict(taken)})
 
     def change(self, recipe: Recipe) -> None:
-        """Continue with another recipe; move the one before, and what belongs to it, aside."""
+        """Continue with another recipe; move the one before, and what belongs to it, aside.
+
+        The recipe itself is copied: a folder without one, should this be killed, is no run.
+        """
         self.set_lock_aside()
-        for name in ("recipe.yaml", "controls.json"):
-            self.set_aside(self.path / name)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        self.set_aside(self.path / "controls.json")
+        file = self.path / "recipe.yaml"
+        write_text(self._place_aside(file), file.read_text(encoding="utf-8"))
+        write_text(file, recipe.to_yaml())
 
     def set_lock_aside(self) -> None:
         """Move the lock, and the overlaps of what it names, aside; lengths that are found stay."""

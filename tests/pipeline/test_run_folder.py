@@ -59,6 +59,26 @@ def test_killed_before_its_recipe_is_there_a_run_begins_again_by_the_same_comman
     assert [p.name for p in (tmp_path / "run").glob("*recipe*")] == ["recipe.yaml"]
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_killed_while_its_recipe_is_changed_a_run_goes_on(last: int, tmp_path: Path) -> None:
+    wanted, changed = recipe(tmp_path, sft()), recipe(tmp_path, sft(steps=9))
+    RunFolder.create(wanted).release()
+    child = os.fork()
+    if child == 0:
+        calls = iter([1, 2])
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL * (next(calls) == last))
+        RunFolder.reopen(tmp_path / "run")[0].change(changed)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    run, found = RunFolder.reopen(tmp_path / "run")
+    assert found == wanted
+    run.change(changed)
+    run.release()
+    assert RunFolder.reopen(tmp_path / "run")[1] == changed
+    kept = sorted((tmp_path / "run").glob("old/*/recipe.yaml"))
+    assert {file.read_text() for file in kept} == {wanted.to_yaml()}
+
+
 def test_the_flags_of_its_first_command_outlive_each_resume(tmp_path: Path) -> None:
     run = RunFolder.create(recipe(tmp_path, sft()))
     commands = [
