@@ -1,0 +1,72 @@
+"""What a stopped run has in its folder: the figures of each step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_reasoner import train
+from rl_reasoner.pipeline.train import Interrupted
+from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.training.checkpointing import signals
+from support.tiny import grpo, recipe, same, untimed
+
+LATE = '''
+import os
+import signal
+import time
+
+from rl_reasoner import reward
+
+
+@reward
+def late(completion: str) -> float:
+    """The share of digits; where the file `stop` lies beside it, the run is taken away first."""
+    try:
+        os.remove(os.path.join({folder!r}, "stop"))
+    except FileNotFoundError:
+        return sum(c.isdigit() for c in completion) / max(1, len(completion))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(2)
+    return 0.0
+'''
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int, stop: Any) -> None:
+    """Call `stop` when `step` is shown."""
+    update = LiveView.update
+
+    def shown(view: LiveView, metrics: Any, at: int) -> None:
+        update(view, metrics, at)
+        if at == step:
+            stop()
+
+    monkeypatch.setattr(LiveView, "update", shown)
+
+
+@pytest.mark.parametrize("steps", [4, 2], ids=["in the middle", "at the end"])
+def test_an_evaluation_that_is_cut_short_by_sigterm_is_made_up_for(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    found = []
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "late.py").write_text(LATE.format(folder=str(folder)), encoding="utf-8")
+        evals = {"sets": (), "reward": f"{folder / 'late.py'}:late", "every": 2}
+        evals |= {"validation": "modular_validation", "limit": 2}
+        wanted = recipe(folder, grpo(steps=steps), evals=evals, hacking_meter={"every": 2})
+        if name == "stopped":
+            stopped_at(monkeypatch, 1, (folder / "stop").touch)
+            with pytest.raises(Interrupted):
+                train(wanted, quiet=True)
+            assert not (folder / "stop").exists()
+        train(wanted, resume=folder / "run" if name == "stopped" else None, quiet=True)
+        found.append(folder / "run")
+    stages = [run / "stages" / "1-grpo" for run in found]
+    rows = [untimed(stage / "metrics.jsonl") for stage in stages]
+    assert rows[1] == rows[0] and [row["step"] for row in rows[0]] == [*range(1, steps + 1)]
+    for file in ("hacking.jsonl", "best/evaluation.json"):
+        assert (stages[0] / file).read_text() == (stages[1] / file).read_text()
+    assert same(found[0] / "policy", found[1] / "policy")
