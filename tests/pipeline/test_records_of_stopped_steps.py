@@ -1,11 +1,15 @@
-"""What a stopped run has in its folder: the figures of each step."""
+"""What a stopped run has in its folder: each step's figures, whole checkpoints."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rl_reasoner import train
+from rl_reasoner.errors import RunStopped
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing import signals
@@ -70,3 +74,28 @@ def test_an_evaluation_that_is_cut_short_by_sigterm_is_made_up_for(
     for file in ("hacking.jsonl", "best/evaluation.json"):
         assert (stages[0] / file).read_text() == (stages[1] / file).read_text()
     assert same(found[0] / "policy", found[1] / "policy")
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again_when_a_step_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full by then, or the machine gone before it is written."""
+
+    seal = tmp_path / "run/stages/1-grpo/checkpoints/checkpoint-1/checksums.json"
+    save = torch.save
+
+    def once(value: Any, file: Any, **options: Any) -> None:
+        if seal.is_file():
+            Path(file).write_bytes(b"")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        save(value, file, **options)
+
+    monkeypatch.setattr(torch, "save", once)
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    (tmp_path / "late.py").write_text(LATE.format(folder=str(tmp_path)), encoding="utf-8")
+    rewards = {f"{tmp_path / 'late.py'}:late": 1.0}
+    wanted = recipe(tmp_path, grpo(save_every=1), rewards=rewards, evals={"sets": ()})
+    stopped_at(monkeypatch, 1, (tmp_path / "stop").touch)
+    with pytest.raises((Interrupted, RunStopped)):
+        train(wanted, quiet=True)
+    assert not (tmp_path / "stop").exists() and seal.is_file()

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner.distributed.sharding import any_rank, local_shard
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.training.checkpointing.checkpoints import drop_damaged, steps_in
+from rl_reasoner.training.checkpointing.checkpoints import drop_damaged, is_sealed, steps_in
 from rl_reasoner.training.checkpointing.exact_resume import random_states, set_random_states
 from rl_reasoner.training.trl_internals import training_metrics
 
@@ -135,6 +135,9 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         trainer, kept = self.trainer, self.kept
         if kept is None or not self.recorded:
             return False
+        there = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        if not any_rank(trainer, not is_sealed(there)):  # a good one is not put at stake
+            return True
         try:
             trainer.settled(kept["own"])
         except RunStopped as error:
