@@ -201,6 +201,14 @@ class RunFolder:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
+    def set_end_aside(self) -> None:
+        """Move the policy, evaluation and page of an end that is to be made again to `old/N/`.
+
+        Should the run be stopped before it, they would be taken for those of its recipe.
+        """
+        for name in ("policy", "evals/after.json", "evals/after.rows.jsonl", "report.html"):
+            self.set_aside(self.path / name)
+
     def choices(self) -> Mapping[str, Any]:
         """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""
         file = self.path / "lock.json"

@@ -1,4 +1,4 @@
-"""What a stopped run has in its folder: each step's figures, whole checkpoints."""
+"""What a stopped run has in its folder: each step's figures, whole checkpoints, its own end."""
 
 import errno
 import os
@@ -13,7 +13,8 @@ from rl_reasoner.errors import RunStopped
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing import signals
-from support.tiny import grpo, recipe, same, untimed
+from support.commands import Cli
+from support.tiny import grpo, recipe, same, sft, untimed
 
 LATE = '''
 import os
@@ -99,3 +100,18 @@ def test_a_checkpoint_that_is_there_is_not_written_again_when_a_step_is_given_up
     with pytest.raises((Interrupted, RunStopped)):
         train(wanted, quiet=True)
     assert not (tmp_path / "stop").exists() and seal.is_file()
+
+
+def test_a_changed_run_that_is_stopped_has_no_end_of_its_earlier_recipe(
+    tmp_path: Path, cli: Cli
+) -> None:
+    stages = [sft(name=name, steps=1, batch=2) for name in ("one", "two")]
+    folder = train(recipe(tmp_path, *stages, evals={"limit": 1}), quiet=True).folder
+    ended = (folder / "evals" / "after.json").read_text()
+    stages[1]["steps"] = 2
+    stopped = train(recipe(tmp_path, *stages, evals={"limit": 1}), resume=folder, last="one")
+    assert stopped.evals.keys() == {"before"}
+    asked = cli("export", str(folder), str(tmp_path / "out"))
+    assert asked.code == 2 and f"the run {folder} has no policy/ yet" in asked.err
+    assert (folder / "old/1/evals/after.json").read_text() == ended
+    assert (folder / "old/1/policy/model.safetensors").is_file()
