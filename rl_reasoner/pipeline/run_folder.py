@@ -112,6 +112,8 @@ class RunFolder:
             (path / HASHES).unlink(missing_ok=True)  # until it has come to its end again
         except OSError as error:
             raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
+        if not (path / "lock.json").is_file():
+            run.lengths = mapping(run._last_lock().get("max_tokens"))
         return run, recipe
 
     def check_there(self) -> None:
@@ -211,8 +213,15 @@ class RunFolder:
 
     def choices(self) -> Mapping[str, Any]:
         """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""
-        file = self.path / "lock.json"
-        return mapping(json_object(file).get("choices")) if file.is_file() else {}
+        return mapping(self._last_lock().get("choices"))
+
+    def _last_lock(self) -> Mapping[str, Any]:
+        """What the lock says; where there is none, the last one that was moved aside.
+
+        A process was stopped then between the two: by a kill, or a mistake that it was told.
+        """
+        files = [*_old_locks(self.path), self.path / "lock.json"]
+        return next((json_object(file) for file in reversed(files) if file.is_file()), {})
 
     def keep_choices(self, taken: Mapping[str, Any]) -> None:
         """Write down what was chosen, once the lock is there."""
@@ -255,19 +264,20 @@ def given_flags(folder: Path) -> list[str]:
 
     A resume that changes the recipe writes a lock of its own, and moves the one before to `old/N/`.
     """
-    old = sorted(
-        (int(file.parent.name), file)
-        for file in (folder / "old").glob("*/lock.json")
-        if file.parent.name.isdecimal()
-    )
     flags: list[str] = []
-    for file in (*(file for _, file in old), folder / "lock.json"):
+    for file in (*_old_locks(folder), folder / "lock.json"):
         lock = json_object(file) if file.is_file() else {}
         words = shlex.split(str(lock.get("command", "")))
         given = words[3:] if words[:2] == ["rl-reasoner", "train"] else []
         # a resume with a recipe repeats what was given before it, one without does not
         flags = given if given[: len(flags)] == flags else flags + given
     return flags
+
+
+def _old_locks(folder: Path) -> list[Path]:
+    """The locks that were moved aside, the oldest first."""
+    found = [file for file in (folder / "old").glob("*/lock.json") if file.parent.name.isdecimal()]
+    return sorted(found, key=lambda file: int(file.parent.name))
 
 
 def _unbegun(file: Path) -> bool:
