@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Count, Flag, Json, StageName, check_writable
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.files import whole_folder
 from rl_reasoner.report.console import emit, err
 
 
@@ -82,9 +83,10 @@ class ExportVerb:
         if self.fp8:
             check_fp8(policy.model)
         err.print(f"writing {self.folder}", style="dim", soft_wrap=True)
-        policy.save(self.folder)
-        if self.fp8:
-            write_fp8(policy.model, self.folder)
+        with whole_folder(self.folder) as partial:
+            policy.save(partial)
+            if self.fp8:
+                write_fp8(policy.model, partial)
         emit(self.json, {"policy": str(self.folder)}, str(self.folder))
 
     def _hand_over(self, engine: str) -> None:

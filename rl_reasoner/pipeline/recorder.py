@@ -6,6 +6,7 @@ when it is asked to.
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from rl_reasoner.distributed.sharding import any_rank, gathered_params_of
 from rl_reasoner.evaluation.evaluate import evaluate
 from rl_reasoner.evaluation.learning_alarms import LearningAlarms, highest_of
 from rl_reasoner.evaluation.monitor import Watch
-from rl_reasoner.files import append_rows, read_jsonl
+from rl_reasoner.files import append_rows, read_jsonl, write_jsonl
+from rl_reasoner.foreign import mapping
 from rl_reasoner.pipeline.forecaster import add_outcome, first_steps, forecast_first_steps
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.rollout.sampler import help_to_sample
-from rl_reasoner.training.checkpointing.signals import Stop
+from rl_reasoner.training.checkpointing.signals import StepGivenUp, Stop
 
 
 def step_seconds(folder: Path) -> dict[int, float]:
@@ -64,19 +66,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        evals = self.job.recipe.evals
-        if self.watch is not None and state.global_step % evals.every == 0:
-            with gathered_params_of(self.trainer):  # inside, all hold the whole weights
-                started = time.perf_counter()
-                if processes.is_main():
-                    with processes.shared(self.job.policy):
-                        figures = self._validate(self.watch.name)
-                    step = state.global_step
-                    self.validated = self.watch.record(figures, step, self.job.policy)
-                else:
-                    help_to_sample(self.job.policy)
-                processes.wait()  # as long as it takes
-                self.validating += time.perf_counter() - started
+        if self.watch is not None and state.global_step % self.job.recipe.evals.every == 0:
+            self.stop.cuts(True)
+            with suppress(StepGivenUp):  # when the run goes on, `make_up` evaluates
+                self.validated = self._evaluated(state.global_step)
+            self.stop.cuts(False)
         if self.job.meter is not None:  # in the main process
             last = state.global_step >= self.job.stage.steps
             self.metered = self.job.meter.close(state.global_step, last=last)
@@ -110,6 +104,33 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if made := forecast_first_steps(self.job, self.rows, spent):
             minutes = f"{made.minutes['stage']:.1f} min"
             self.view.note(f"stage {self.job.stage.name}, forecast: {made.sentence}; {minutes}")
+
+    def make_up(self, step: int) -> None:
+        """Evaluate after `step`, the last one done, where that was cut short: there was no time."""
+        row, every = self.rows[-1] if self.rows else {}, self.job.recipe.evals.every
+        if self.watch is None or processes.world_size() > 1 or row.get("step") != step:
+            return
+        if step % every or f"eval/{self.watch.name}/accuracy" in row:
+            return
+        row |= self._evaluated(step)
+        row["alarms"] = {**self.watch.alarms(self.rows), **mapping(row.get("alarms"))}
+        write_jsonl(self.job.folder / "metrics.jsonl", self.rows)
+
+    def _evaluated(self, step: int) -> dict[str, Any]:
+        """The metrics of the evaluation after `step`, in the main process; nothing in others."""
+        assert self.watch is not None
+        metrics: dict[str, Any] = {}
+        with gathered_params_of(self.trainer):  # inside, all hold the whole weights
+            started = time.perf_counter()
+            if processes.is_main():
+                with processes.shared(self.job.policy):
+                    figures = self._validate(self.watch.name)
+                metrics = self.watch.record(figures, step, self.job.policy)
+            else:
+                help_to_sample(self.job.policy)
+            processes.wait()  # as long as it takes
+            self.validating += time.perf_counter() - started
+        return metrics
 
     def _validate(self, name: str) -> dict[str, Any]:
         recipe = self.job.recipe

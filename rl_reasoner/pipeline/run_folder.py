@@ -112,6 +112,8 @@ class RunFolder:
             (path / HASHES).unlink(missing_ok=True)  # until it has come to its end again
         except OSError as error:
             raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
+        if not (path / "lock.json").is_file():
+            run.lengths = mapping(run._last_lock().get("max_tokens"))
         return run, recipe
 
     def check_there(self) -> None:
@@ -188,18 +190,38 @@ class RunFolder:
         """
         if not path.exists():
             return None
+        target = self._place_aside(path)
+        path.rename(target)
+        return target
+
+    def _place_aside(self, path: Path) -> Path:
+        """Where in `old/N/` a file or folder of the run goes."""
         if self._old is None:
             numbers = [int(p.name) for p in (self.path / "old").glob("*") if p.name.isdecimal()]
             self._old = self.path / "old" / str(max(numbers, default=0) + 1)
         target = self._old / path.relative_to(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
         return target
+
+    def set_end_aside(self) -> None:
+        """Move the policy, evaluation and page of an end that is to be made again to `old/N/`.
+
+        Should the run be stopped before it, they would be taken for those of its recipe.
+        """
+        for name in ("policy", "evals/after.json", "evals/after.rows.jsonl", "report.html"):
+            self.set_aside(self.path / name)
 
     def choices(self) -> Mapping[str, Any]:
         """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""
-        file = self.path / "lock.json"
-        return mapping(json_object(file).get("choices")) if file.is_file() else {}
+        return mapping(self._last_lock().get("choices"))
+
+    def _last_lock(self) -> Mapping[str, Any]:
+        """What the lock says; where there is none, the last one that was moved aside.
+
+        A process was stopped then between the two: by a kill, or a mistake that it was told.
+        """
+        files = [*_old_locks(self.path), self.path / "lock.json"]
+        return next((json_object(file) for file in reversed(files) if file.is_file()), {})
 
     def keep_choices(self, taken: Mapping[str, Any]) -> None:
         """Write down what was chosen, once the lock is there."""
@@ -208,11 +230,15 @@ class RunFolder:
             write_json(file, {**json_object(file), "choices": dict(taken)})
 
     def change(self, recipe: Recipe) -> None:
-        """Continue with another recipe; move the one before, and what belongs to it, aside."""
+        """Continue with another recipe; move the one before, and what belongs to it, aside.
+
+        The recipe itself is copied: a folder without one, should this be killed, is no run.
+        """
         self.set_lock_aside()
-        for name in ("recipe.yaml", "controls.json"):
-            self.set_aside(self.path / name)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        self.set_aside(self.path / "controls.json")
+        file = self.path / "recipe.yaml"
+        write_text(self._place_aside(file), file.read_text(encoding="utf-8"))
+        write_text(file, recipe.to_yaml())
 
     def set_lock_aside(self) -> None:
         """Move the lock, and the overlaps of what it names, aside; lengths that are found stay."""
@@ -238,19 +264,20 @@ def given_flags(folder: Path) -> list[str]:
 
     A resume that changes the recipe writes a lock of its own, and moves the one before to `old/N/`.
     """
-    old = sorted(
-        (int(file.parent.name), file)
-        for file in (folder / "old").glob("*/lock.json")
-        if file.parent.name.isdecimal()
-    )
     flags: list[str] = []
-    for file in (*(file for _, file in old), folder / "lock.json"):
+    for file in (*_old_locks(folder), folder / "lock.json"):
         lock = json_object(file) if file.is_file() else {}
         words = shlex.split(str(lock.get("command", "")))
         given = words[3:] if words[:2] == ["rl-reasoner", "train"] else []
         # a resume with a recipe repeats what was given before it, one without does not
         flags = given if given[: len(flags)] == flags else flags + given
     return flags
+
+
+def _old_locks(folder: Path) -> list[Path]:
+    """The locks that were moved aside, the oldest first."""
+    found = [file for file in (folder / "old").glob("*/lock.json") if file.parent.name.isdecimal()]
+    return sorted(found, key=lambda file: int(file.parent.name))
 
 
 def _unbegun(file: Path) -> bool:

@@ -134,6 +134,9 @@ class Session:
         wanted = [s for i, s in enumerate(until) if i in window or s.reuse is not None]
         self._check_needed(wanted)
         self._inspect_and_lock(command, again)
+        last = next((s.name for s in reversed(stages) if not isinstance(s, RowStage)), None)
+        if last is not None and not self._is_finished(last):
+            self.run.set_end_aside()
         if recipe.evals.stages and not recipe.policy.source.startswith("scratch:"):
             self._evaluate("base", PolicyRef(None, recipe.policy.source))
         first_grpo = next((s for s in stages if s.kind == "grpo"), stages[0])

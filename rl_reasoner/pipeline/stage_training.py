@@ -66,7 +66,8 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
         job.on_trainer(trainer)
     last_step = LastStep(trainer)
     trainer.add_callback(last_step)
-    trainer.add_callback(Recorder(job, trainer, view, stop))
+    recorder = Recorder(job, trainer, view, stop)
+    trainer.add_callback(recorder)
     dashboards = callbacks_of(run.report_to, view.note) if processes.is_main() else ()
     for dashboard in dashboards:
         trainer.add_callback(dashboard)
@@ -84,6 +85,7 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
             at_end.callback(dashboard.close)
         if checkpoint and not is_sharded(checkpoint):
             _load_weights(policy, checkpoint)
+        recorder.make_up(step)
         trainer.checked = checkpoint
         if step < stage.steps:  # from its last step, trl would take one more
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

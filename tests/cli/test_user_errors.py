@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
+from rl_reasoner.cli import main
 from support.commands import ROWS, TINY, Cli, lines
 
 
@@ -331,7 +335,25 @@ def test_a_full_disk_is_told_by_export(
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     ended = cli("export", "scratch:dense-tiny", "out")
     assert ended.code == 2
-    assert "out: No space left on device" in ended.err
+    assert "out.part: No space left on device" in ended.err
+    assert not [*here.glob("*out*")], "the same command may be given again"
+
+
+def test_an_export_that_is_killed_leaves_no_policy_and_may_be_given_again(
+    here: Path, cli: Cli
+) -> None:
+    child = os.fork()
+    if child == 0:
+        kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+        PreTrainedTokenizerBase.save_pretrained = lambda *given, **named: kill()
+        try:
+            main(["export", "scratch:dense-tiny", "out", "--json"])
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not (here / "out").exists(), "weights without their tokenizer"
+    assert cli("export", "scratch:dense-tiny", "out").code == 0
+    assert [file.name for file in here.glob("*out*")] == ["out"]
 
 
 def test_a_reward_copied_by_its_bare_name_is_told_where_it_is(here: Path, cli: Cli) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rl_reasoner import train
 from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.errors import UserError
-from rl_reasoner.files import append_rows, keep_rows_until, write_text
+from rl_reasoner.files import append_rows, keep_rows_until, write_json, write_text
 from rl_reasoner.pipeline.lock import lock as lock_run
 from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import FolderGone, RunFolder, given_flags
@@ -57,6 +57,41 @@ def test_killed_before_its_recipe_is_there_a_run_begins_again_by_the_same_comman
     assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", ".recipe.yaml.part"}
     RunFolder.create(wanted).release()
     assert [p.name for p in (tmp_path / "run").glob("*recipe*")] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_killed_while_its_recipe_is_changed_a_run_goes_on(last: int, tmp_path: Path) -> None:
+    wanted, changed = recipe(tmp_path, sft()), recipe(tmp_path, sft(steps=9))
+    RunFolder.create(wanted).release()
+    child = os.fork()
+    if child == 0:
+        calls = iter([1, 2])
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL * (next(calls) == last))
+        try:
+            RunFolder.reopen(tmp_path / "run")[0].change(changed)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    run, found = RunFolder.reopen(tmp_path / "run")
+    assert found == wanted
+    run.change(changed)
+    run.release()
+    assert RunFolder.reopen(tmp_path / "run")[1] == changed
+    kept = sorted((tmp_path / "run").glob("old/*/recipe.yaml"))
+    assert {file.read_text() for file in kept} == {wanted.to_yaml()}
+
+
+def test_what_a_run_found_outlives_a_change_that_came_to_nothing(tmp_path: Path) -> None:
+    """As where the changed recipe is told a mistake: no lock is there then."""
+    wanted, changed = recipe(tmp_path, sft()), recipe(tmp_path, sft(steps=9))
+    run = RunFolder.create(wanted)
+    lengths, choices = {"(evals)": {"max_tokens": 64}}, {"threads": 2}
+    write_json(run.path / "lock.json", {"max_tokens": lengths, "choices": choices})
+    run.change(changed)
+    run.release()
+    again, _ = RunFolder.reopen(run.path)
+    assert (again.lengths, again.choices()) == (lengths, choices)
+    again.release()
 
 
 def test_the_flags_of_its_first_command_outlive_each_resume(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def seal(checkpoint: Path) -> None:
     partial.replace(checkpoint / _SEAL)
 
 
+def is_sealed(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there, and as it was sealed."""
+    return (checkpoint / _SEAL).is_file() and broken_seal(checkpoint) is None
+
+
 def drop_damaged(folder: Path) -> None:
     """Remove the checkpoints in `folder` that are not whole: they take room and are of no use."""
     for path in folder.glob("checkpoint-*"):

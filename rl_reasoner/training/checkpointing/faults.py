@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner.distributed.sharding import any_rank, local_shard
 from rl_reasoner.errors import RunStopped
-from rl_reasoner.training.checkpointing.checkpoints import drop_damaged, steps_in
+from rl_reasoner.training.checkpointing.checkpoints import drop_damaged, is_sealed, steps_in
 from rl_reasoner.training.checkpointing.exact_resume import random_states, set_random_states
 from rl_reasoner.training.trl_internals import training_metrics
 
@@ -97,15 +97,20 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
 
     What a checkpoint keeps beside weights and optimizer: the random states, the micro-batches done,
     the completions not trained on yet, the tokens seen, what else the trainer keeps of its own.
-    `busy` is True while the optimizer changes weights: a step cannot be given up then. Nor can it
-    with several processes (`alone` is False): they would not be at the same place.
+    `busy` is True while the optimizer changes weights, and until the step's metrics are written
+    (`recorded`): it cannot be given up then. Nor can it with several processes (`alone` is False):
+    they would not be at the same place.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.alone = trainer.accelerator.num_processes == 1
         self.busy = False
+        self.recorded = True
         self.kept: dict[str, Any] | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.busy, self.recorded = False, True  # of the step before
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.busy = True
@@ -115,20 +120,24 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         rows = own.pop("buffered", None)  # completions, which are many: no copy
         own = {**copy.deepcopy(own), "buffered": rows}
         self.kept = {"random": random_states(), "own": own, "tokens": state.num_input_tokens_seen}
-        self.busy = False
+        self.recorded = False  # its metrics come now
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.busy = False
+        self.busy, self.recorded = False, True
         self.kept = None
 
     def save(self) -> bool:
         """Write the checkpoint of the last whole step; False where there was none in this process.
 
-        The trainer cannot train on afterwards.
+        Nor is there one where the step's metrics are not written: a run that went on from it would
+        lack them. The trainer cannot train on afterwards.
         """
         trainer, kept = self.trainer, self.kept
-        if kept is None:
+        if kept is None or not self.recorded:
             return False
+        there = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        if not any_rank(trainer, not is_sealed(there)):  # a good one is not put at stake
+            return True
         try:
             trainer.settled(kept["own"])
         except RunStopped as error:

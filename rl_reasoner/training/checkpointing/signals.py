@@ -4,7 +4,8 @@ SIGINT asks for a stop after the step; once more stops at once. So does SIGHUP, 
 terminal closes, unless it is ignored (`nohup`); what is written to the terminal then goes nowhere.
 SIGTERM and SIGUSR1, which schedulers send before they take the machine away, ask for the same, but
 do not wait longer than a grace period: then the step is given up, and the checkpoint is that of the
-step before (`faults.LastStep`). Outside of a training step every signal stops at once: nothing is
+step before (`faults.LastStep`). An evaluation behind a step is cut short then, and made when the
+run goes on. Outside of a training step every signal stops at once: nothing is
 lost there.
 """
 
@@ -84,6 +85,11 @@ class Stop:
             signal.setitimer(signal.ITIMER_REAL, _BUSY_S)
             return
         raise StepGivenUp
+
+    def cuts(self, evaluation: bool) -> None:
+        """Say that an `evaluation` begins, which a signal may cut short, or that it has ended."""
+        if self.last_step is not None:
+            self.last_step.busy = not evaluation
 
     def __exit__(self, *exc: object) -> None:
         if self._before:

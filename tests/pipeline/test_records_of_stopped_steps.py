@@ -1,0 +1,117 @@
+"""What a stopped run has in its folder: each step's figures, whole checkpoints, its own end."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl_reasoner import train
+from rl_reasoner.errors import RunStopped
+from rl_reasoner.pipeline.train import Interrupted
+from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.training.checkpointing import signals
+from support.commands import Cli
+from support.tiny import grpo, recipe, same, sft, untimed
+
+LATE = '''
+import os
+import signal
+import time
+
+from rl_reasoner import reward
+
+
+@reward
+def late(completion: str) -> float:
+    """The share of digits; where the file `stop` lies beside it, the run is taken away first."""
+    try:
+        os.remove(os.path.join({folder!r}, "stop"))
+    except FileNotFoundError:
+        return sum(c.isdigit() for c in completion) / max(1, len(completion))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(2)
+    return 0.0
+'''
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int, stop: Any) -> None:
+    """Call `stop` when `step` is shown."""
+    update = LiveView.update
+
+    def shown(view: LiveView, metrics: Any, at: int) -> None:
+        update(view, metrics, at)
+        if at == step:
+            stop()
+
+    monkeypatch.setattr(LiveView, "update", shown)
+
+
+@pytest.mark.parametrize("steps", [4, 2], ids=["in the middle", "at the end"])
+def test_an_evaluation_that_is_cut_short_by_sigterm_is_made_up_for(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    found = []
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "late.py").write_text(LATE.format(folder=str(folder)), encoding="utf-8")
+        evals = {"sets": (), "reward": f"{folder / 'late.py'}:late", "every": 2}
+        evals |= {"validation": "modular_validation", "limit": 2}
+        wanted = recipe(folder, grpo(steps=steps), evals=evals, hacking_meter={"every": 2})
+        if name == "stopped":
+            stopped_at(monkeypatch, 1, (folder / "stop").touch)
+            with pytest.raises(Interrupted):
+                train(wanted, quiet=True)
+            assert not (folder / "stop").exists()
+        train(wanted, resume=folder / "run" if name == "stopped" else None, quiet=True)
+        found.append(folder / "run")
+    stages = [run / "stages" / "1-grpo" for run in found]
+    rows = [untimed(stage / "metrics.jsonl") for stage in stages]
+    assert rows[1] == rows[0] and [row["step"] for row in rows[0]] == [*range(1, steps + 1)]
+    for file in ("hacking.jsonl", "best/evaluation.json"):
+        assert (stages[0] / file).read_text() == (stages[1] / file).read_text()
+    assert same(found[0] / "policy", found[1] / "policy")
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again_when_a_step_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full by then, or the machine gone before it is written."""
+
+    seal = tmp_path / "run/stages/1-grpo/checkpoints/checkpoint-1/checksums.json"
+    save = torch.save
+
+    def once(value: Any, file: Any, **options: Any) -> None:
+        if seal.is_file():
+            Path(file).write_bytes(b"")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        save(value, file, **options)
+
+    monkeypatch.setattr(torch, "save", once)
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    (tmp_path / "late.py").write_text(LATE.format(folder=str(tmp_path)), encoding="utf-8")
+    rewards = {f"{tmp_path / 'late.py'}:late": 1.0}
+    wanted = recipe(tmp_path, grpo(save_every=1), rewards=rewards, evals={"sets": ()})
+    stopped_at(monkeypatch, 1, (tmp_path / "stop").touch)
+    with pytest.raises((Interrupted, RunStopped)):
+        train(wanted, quiet=True)
+    assert not (tmp_path / "stop").exists() and seal.is_file()
+
+
+def test_a_changed_run_that_is_stopped_has_no_end_of_its_earlier_recipe(
+    tmp_path: Path, cli: Cli
+) -> None:
+    stages = [sft(name=name, steps=1, batch=2) for name in ("one", "two")]
+    folder = train(recipe(tmp_path, *stages, evals={"limit": 1}), quiet=True).folder
+    ended = (folder / "evals" / "after.json").read_text()
+    stages[1]["steps"] = 2
+    stopped = train(recipe(tmp_path, *stages, evals={"limit": 1}), resume=folder, last="one")
+    assert stopped.evals.keys() == {"before"}
+    asked = cli("export", str(folder), str(tmp_path / "out"))
+    assert asked.code == 2 and f"the run {folder} has no policy/ yet" in asked.err
+    assert (folder / "old/1/evals/after.json").read_text() == ended
+    assert (folder / "old/1/policy/model.safetensors").is_file()
