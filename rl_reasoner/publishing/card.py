@@ -230,10 +230,11 @@ def _again(lock: Mapping[str, Any], *, records: bool) -> str:
         if records
         else "The run's recipe (it is not here)"
     )
+    threads = "1 thread" if lock.get("threads") == 1 else f"{lock.get('threads')} threads"
     return (
         f"{how}, with {code}, {versions}. Made on {place}, "
-        f"{lock.get('threads')} threads. On the same machine every weight comes out the same bit "
-        "by bit; elsewhere sums are rounded otherwise."
+        f"{threads}. On the same machine every weight comes out the same bit by bit; elsewhere "
+        "sums are rounded otherwise."
     )
 
 
