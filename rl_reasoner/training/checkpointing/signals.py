@@ -11,7 +11,8 @@ lost there.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -86,10 +87,20 @@ class Stop:
             return
         raise StepGivenUp
 
-    def cuts(self, evaluation: bool) -> None:
-        """Say that an `evaluation` begins, which a signal may cut short, or that it has ended."""
-        if self.last_step is not None:
-            self.last_step.busy = not evaluation
+    @contextmanager
+    def cuts(self) -> Iterator[None]:
+        """What a signal may cut short behind a step, an evaluation: it raises `StepGivenUp` here.
+
+        Around it, not a moment outside of it: there the step would be lost.
+        """
+        step = self.last_step
+        try:
+            if step is not None:
+                step.busy = False
+            yield
+        finally:
+            if step is not None:
+                step.busy = True
 
     def __exit__(self, *exc: object) -> None:
         if self._before:
