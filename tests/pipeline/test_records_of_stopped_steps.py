@@ -163,3 +163,13 @@ def test_a_changed_run_that_is_stopped_has_no_end_of_its_earlier_recipe(
     assert asked.code == 2 and f"the run {folder} has no policy/ yet" in asked.err
     assert (folder / "old/1/evals/after.json").read_text() == ended
     assert (folder / "old/1/policy/model.safetensors").is_file()
+
+
+def test_the_page_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
+    """It has no end that is to be made again, and has replaced nothing."""
+    stages = [sft(name=name, steps=1, batch=2) for name in ("one", "two")]
+    wanted = recipe(tmp_path, *stages, evals={"sets": ()})
+    folder = train(wanted, quiet=True, last="one").folder
+    assert (folder / "report.html").is_file()
+    train(wanted, resume=folder, quiet=True)
+    assert not (folder / "old").exists()
