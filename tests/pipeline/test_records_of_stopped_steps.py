@@ -104,6 +104,36 @@ def test_an_evaluation_that_is_cut_short_as_it_begins_loses_no_step(
     assert row["step"] == 1 and "eval/modular_validation/accuracy" not in row
 
 
+class _Late:
+    """Ends in the moment in which the time of a step is over."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_step_is_given_up_also_where_its_time_is_over_in_a_finalizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python ignores what is raised there."""
+    begin = LastStep.on_step_begin
+
+    def begun(step: LastStep, args: Any, state: Any, control: Any, **given: Any) -> None:
+        begin(step, args, state, control, **given)
+        if state.global_step == 1:
+            _Late()
+            time.sleep(2)
+
+    monkeypatch.setattr(LastStep, "on_step_begin", begun)
+    monkeypatch.setattr(signals, "GRACE_S", 0.05)
+    monkeypatch.setattr(signals, "AGAIN_S", 0.5, raising=False)
+    with pytest.raises(Interrupted):
+        train(recipe(tmp_path, sft(steps=3, batch=2), evals={"sets": ()}), quiet=True)
+    checkpoints = tmp_path / "run/stages/1-sft/checkpoints"
+    assert [folder.name for folder in checkpoints.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
 def test_a_checkpoint_whose_seal_is_damaged_is_written_again_when_a_step_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ GRACE_S = 5.0
 """Seconds that a step may go on after SIGTERM; SLURM and Kubernetes kill after 30."""
 ECHO_S = 5.0
 """Seconds within which a second signal to one of several processes is the first one again."""
+AGAIN_S = 5.0
+"""Seconds until a step is given up once more: Python ignores what is raised in a finalizer."""
 _BUSY_S = 0.2  # until the next look, while the optimizer changes weights
 
 
@@ -85,6 +87,7 @@ class Stop:
         if self.last_step.busy:
             signal.setitimer(signal.ITIMER_REAL, _BUSY_S)
             return
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         raise StepGivenUp
 
     @contextmanager
