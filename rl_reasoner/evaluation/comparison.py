@@ -133,10 +133,11 @@ def unlike_columns(a: Sequence[Row], b: Sequence[Row]) -> dict[str, list[str]]:
     others = [name for name in names if name not in _PAIRED_BY]
     unlike = [name for name in others if any(x.get(name) != y.get(name) for x, y in pairs)]
     sides = [*zip(*pairs, strict=True)]
-    return {
+    hashes = {
         f"{name} of the rows": [digest_of([row.get(name) for row in side])[:8] for side in sides]
         for name in unlike
     }
+    return {name: both for name, both in hashes.items() if both[0] != both[1]}  # NaN is not NaN
 
 
 def _contaminated(*rows: Row) -> bool:

@@ -26,7 +26,8 @@ from rl_reasoner.types import Fault, Prompt, Row
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in configs
 _CALLED_MIXTURE = re.compile(
-    r"moe|mixtral|gpt-oss|scratch:deepseek|deepseek-(?:v[2-9]|r1(?!-distill))|\db-a\d",
+    r"moe|mixtral|gpt-oss|scratch:deepseek|deepseek-(?:v[2-9]|r1(?!-distill))|\db-a\d"
+    r"|glm-4\.[5-9]|kimi-k\d|llama-4",
     re.IGNORECASE,
 )
 _OF_TRAINING = ("completion_ids", ROW_SEED)

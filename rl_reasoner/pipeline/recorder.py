@@ -67,10 +67,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.watch is not None and state.global_step % self.job.recipe.evals.every == 0:
-            self.stop.cuts(True)
-            with suppress(StepGivenUp):  # when the run goes on, `make_up` evaluates
+            with suppress(StepGivenUp), self.stop.cuts():  # `make_up` evaluates when it goes on
                 self.validated = self._evaluated(state.global_step)
-            self.stop.cuts(False)
         if self.job.meter is not None:  # in the main process
             last = state.global_step >= self.job.stage.steps
             self.metered = self.job.meter.close(state.global_step, last=last)

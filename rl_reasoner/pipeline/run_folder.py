@@ -206,10 +206,15 @@ class RunFolder:
     def set_end_aside(self) -> None:
         """Move the policy, evaluation and page of an end that is to be made again to `old/N/`.
 
-        Should the run be stopped before it, they would be taken for those of its recipe.
+        Should the run be stopped before it, they would be taken for those of its recipe. A page
+        alone is of a run that has not come to its end: it stays.
         """
-        for name in ("policy", "evals/after.json", "evals/after.rows.jsonl", "report.html"):
-            self.set_aside(self.path / name)
+        made = [
+            self.path / name for name in ("evals/after.rows.jsonl", "evals/after.json", "policy")
+        ]
+        if any(file.exists() for file in made):
+            for file in (self.path / "report.html", *made):
+                self.set_aside(file)
 
     def choices(self) -> Mapping[str, Any]:
         """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""

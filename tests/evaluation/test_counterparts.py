@@ -106,6 +106,10 @@ def test_rows_that_ask_for_something_else_are_told(tmp_path: Path) -> None:
     for row in b.rows["s"]:
         row["tests"] = a.rows["s"][0]["tests"]
     assert compare(a, b)["s"]["unlike"] == {}, "in whatever order"
+    for result in (a, b):
+        for row in result.rows["s"]:
+            row["tests"] = [float("nan")]
+    assert compare(a, b)["s"]["unlike"] == {}, "a gap is no other value"
 
 
 def test_what_a_file_says_of_its_own_rows_is_told(tmp_path: Path) -> None:

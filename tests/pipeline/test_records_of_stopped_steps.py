@@ -1,7 +1,10 @@
 """What a stopped run has in its folder: each step's figures, whole checkpoints, its own end."""
 
 import errno
+import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,11 @@ import torch
 
 from rl_reasoner import train
 from rl_reasoner.errors import RunStopped
+from rl_reasoner.pipeline import stage_training
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing import signals
+from rl_reasoner.training.checkpointing.faults import LastStep
 from support.commands import Cli
 from support.tiny import grpo, recipe, same, sft, untimed
 
@@ -77,6 +82,79 @@ def test_an_evaluation_that_is_cut_short_by_sigterm_is_made_up_for(
     assert same(found[0] / "policy", found[1] / "policy")
 
 
+def test_an_evaluation_that_is_cut_short_as_it_begins_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is over in the moment in which the step may be cut short."""
+
+    def change(step: LastStep, busy: bool) -> None:
+        vars(step)["now"] = busy
+        if not busy and not vars(step).get("recorded", True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)
+
+    changed = property(lambda step: vars(step)["now"], change)
+    monkeypatch.setattr(LastStep, "busy", changed, raising=False)
+    monkeypatch.setattr(signals, "GRACE_S", 0.05)
+    evals = {"sets": (), "every": 1, "validation": "modular_validation", "limit": 2}
+    with pytest.raises(Interrupted):
+        train(recipe(tmp_path, grpo(steps=2), evals=evals), quiet=True)
+    assert (tmp_path / "run/stages/1-grpo/checkpoints/checkpoint-1/checksums.json").is_file()
+    [row] = untimed(tmp_path / "run/stages/1-grpo/metrics.jsonl")
+    assert row["step"] == 1 and "eval/modular_validation/accuracy" not in row
+
+
+class _Late:
+    """Ends in the moment in which the time of a step is over."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_step_is_given_up_also_where_its_time_is_over_in_a_finalizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python ignores what is raised there."""
+    begin = LastStep.on_step_begin
+
+    def begun(step: LastStep, args: Any, state: Any, control: Any, **given: Any) -> None:
+        begin(step, args, state, control, **given)
+        if state.global_step == 1:
+            _Late()
+            time.sleep(2)
+
+    monkeypatch.setattr(LastStep, "on_step_begin", begun)
+    monkeypatch.setattr(signals, "GRACE_S", 0.05)
+    monkeypatch.setattr(signals, "AGAIN_S", 0.5, raising=False)
+    with pytest.raises(Interrupted):
+        train(recipe(tmp_path, sft(steps=3, batch=2), evals={"sets": ()}), quiet=True)
+    checkpoints = tmp_path / "run/stages/1-sft/checkpoints"
+    assert [folder.name for folder in checkpoints.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_checkpoint_whose_seal_is_damaged_is_written_again_when_a_step_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = tmp_path / "run/stages/1-grpo/checkpoints/checkpoint-1/checksums.json"
+    give_up = stage_training.give_up_all
+
+    def damage() -> None:
+        seal.write_text("{", encoding="utf-8")
+        give_up()
+
+    monkeypatch.setattr(stage_training, "give_up_all", damage)
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    (tmp_path / "late.py").write_text(LATE.format(folder=str(tmp_path)), encoding="utf-8")
+    rewards = {f"{tmp_path / 'late.py'}:late": 1.0}
+    wanted = recipe(tmp_path, grpo(save_every=1), rewards=rewards, evals={"sets": ()})
+    stopped_at(monkeypatch, 1, (tmp_path / "stop").touch)
+    with pytest.raises(Interrupted):
+        train(wanted, quiet=True)
+    assert not (tmp_path / "stop").exists() and json.loads(seal.read_text())
+
+
 def test_a_checkpoint_that_is_there_is_not_written_again_when_a_step_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,3 +193,13 @@ def test_a_changed_run_that_is_stopped_has_no_end_of_its_earlier_recipe(
     assert asked.code == 2 and f"the run {folder} has no policy/ yet" in asked.err
     assert (folder / "old/1/evals/after.json").read_text() == ended
     assert (folder / "old/1/policy/model.safetensors").is_file()
+
+
+def test_the_page_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
+    """It has no end that is to be made again, and has replaced nothing."""
+    stages = [sft(name=name, steps=1, batch=2) for name in ("one", "two")]
+    wanted = recipe(tmp_path, *stages, evals={"sets": ()})
+    folder = train(wanted, quiet=True, last="one").folder
+    assert (folder / "report.html").is_file()
+    train(wanted, resume=folder, quiet=True)
+    assert not (folder / "old").exists()

@@ -44,8 +44,11 @@ def seal(checkpoint: Path) -> None:
 
 
 def is_sealed(checkpoint: Path) -> bool:
-    """Whether a checkpoint is there, and as it was sealed."""
-    return (checkpoint / _SEAL).is_file() and broken_seal(checkpoint) is None
+    """Whether a checkpoint is there, and as it was sealed; one that cannot be read is not."""
+    try:
+        return (checkpoint / _SEAL).is_file() and broken_seal(checkpoint) is None
+    except (OSError, UserError):
+        return False
 
 
 def drop_damaged(folder: Path) -> None:

@@ -11,7 +11,8 @@ lost there.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,8 @@ GRACE_S = 5.0
 """Seconds that a step may go on after SIGTERM; SLURM and Kubernetes kill after 30."""
 ECHO_S = 5.0
 """Seconds within which a second signal to one of several processes is the first one again."""
+AGAIN_S = 5.0
+"""Seconds until a step is given up once more: Python ignores what is raised in a finalizer."""
 _BUSY_S = 0.2  # until the next look, while the optimizer changes weights
 
 
@@ -84,12 +87,23 @@ class Stop:
         if self.last_step.busy:
             signal.setitimer(signal.ITIMER_REAL, _BUSY_S)
             return
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         raise StepGivenUp
 
-    def cuts(self, evaluation: bool) -> None:
-        """Say that an `evaluation` begins, which a signal may cut short, or that it has ended."""
-        if self.last_step is not None:
-            self.last_step.busy = not evaluation
+    @contextmanager
+    def cuts(self) -> Iterator[None]:
+        """What a signal may cut short behind a step, an evaluation: it raises `StepGivenUp` here.
+
+        Around it, not a moment outside of it: there the step would be lost.
+        """
+        step = self.last_step
+        try:
+            if step is not None:
+                step.busy = False
+            yield
+        finally:
+            if step is not None:
+                step.busy = True
 
     def __exit__(self, *exc: object) -> None:
         if self._before:
