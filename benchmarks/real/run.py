@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -104,10 +103,7 @@ def model_of(job: Job, cache: Path, given: str | None) -> str:
         return source
     mixture = ROOT / cache / f"{Path(source).stem}-{job.experts}-experts"
     if not mixture.is_dir():
-        partial = mixture.with_name(f"{mixture.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-        reasoner("export", source, str(partial), "--upcycle", str(job.experts), "--chosen", "2")
-        partial.rename(mixture)
+        reasoner("export", source, str(mixture), "--upcycle", str(job.experts), "--chosen", "2")
     return str(cache / mixture.name)
 
 

@@ -6,13 +6,13 @@ that says how to start, what was mapped, and what has no counterpart.
 
 import json
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rl_reasoner.errors import unknown
+from rl_reasoner.files import whole_folder
 from rl_reasoner.handover.engine import Engine
 from rl_reasoner.handover.fields import OURS, settings, warnings
 from rl_reasoner.handover.openrlhf import OPENRLHF
@@ -53,14 +53,8 @@ def hand_over(recipe: Recipe, engine: str, folder: Path, stage: str | None = Non
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     whole = folder.absolute()
-    partial = whole.with_name(f".{whole.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a write that was killed
-    try:
-        made = _write(recipe, ENGINES[engine], partial, whole, stage)
-        partial.rename(whole)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return made
+    with whole_folder(whole) as partial:
+        return _write(recipe, ENGINES[engine], partial, whole, stage)
 
 
 def _write(

@@ -16,6 +16,7 @@ from rl_reasoner.dataset.templates import prompt_of, with_system
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.foreign import json_object, mapping, number
 from rl_reasoner.handover.rewards import RecipeRewards, judges_groups, task_text
+from rl_reasoner.moe import EXPERT_COUNTS
 from rl_reasoner.paths import policy_folder
 from rl_reasoner.recipe.data import StageData, data_sources
 from rl_reasoner.recipe.recipe import Recipe
@@ -24,7 +25,6 @@ from rl_reasoner.scoring.batch import ROW_SEED, name_rewards
 from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Fault, Prompt, Row
 
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in configs
 _CALLED_MIXTURE = re.compile(
     r"moe|mixtral|gpt-oss|scratch:deepseek|deepseek-(?:v[2-9]|r1(?!-distill))|\db-a\d"
     r"|glm-4\.[5-9]|kimi-k\d|llama-4",
@@ -205,7 +205,7 @@ def is_mixture(source: str) -> bool:
     except UserError:
         return _CALLED_MIXTURE.search(source) is not None
     parts = (config, mapping(config.get("text_config")))
-    return any((number(part.get(name)) or 0) > 1 for part in parts for name in _COUNTS)
+    return any((number(part.get(name)) or 0) > 1 for part in parts for name in EXPERT_COUNTS)
 
 
 def _bos(source: str) -> str | None:

@@ -15,13 +15,11 @@ import torch
 from torch import nn
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.moe import EXPERT_COUNTS
 
 silent_hooks: "WeakSet[Any]" = WeakSet()
 """Hooks on routers that a pass of sampling does not miss when it calls no modules: those that look
 at passes with gradients alone, and those that are told the choices (`SampledRoutes.told`)."""
-
-
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in configs
 
 
 def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -46,7 +44,7 @@ def linear_gates(model: nn.Module) -> Iterator[nn.Module]:
     are not seen here: they count no load, and are not replayed.
     """
     text = _text_config(model)
-    count = next((n for key in _COUNTS if isinstance(n := getattr(text, key, None), int)), 0)
+    count = next((n for key in EXPERT_COUNTS if isinstance(n := getattr(text, key, None), int)), 0)
     routed = {name.rpartition(".")[0] for name, _ in routers(model)}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and count > 1 and module.out_features == count:
@@ -86,7 +84,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     total = sum(p.numel() for p in model.parameters())
     text = _text_config(model)
     chosen = getattr(text, "num_experts_per_tok", None)
-    experts = next((n for key in _COUNTS if (n := getattr(text, key, None))), None)
+    experts = next((n for key in EXPERT_COUNTS if (n := getattr(text, key, None))), None)
     if not chosen or not experts:
         return total, total
     routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)

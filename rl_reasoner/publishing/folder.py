@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from rl_reasoner.audit import Audit, audit_run
 from rl_reasoner.audit.hashes import part_of, stage_folders
 from rl_reasoner.errors import RunStopped, UserError, first_line
-from rl_reasoner.files import write_json, write_text
+from rl_reasoner.files import whole_folder, write_json, write_text
 from rl_reasoner.hub import is_name
 from rl_reasoner.paths import check_goes_on, check_run, no_links, resume_command
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
@@ -50,9 +50,7 @@ def publish_run(
     if not audit.holds:
         wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
         raise RunStopped(f"{run} is not what it says it is, and is not published:\n{wrong}")
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole_folder(folder) as partial:
         shutil.copytree(run / "policy", partial)
         weights = sorted(partial.glob("*.safetensors"))
         if (run / "report.html").is_file():
@@ -62,9 +60,6 @@ def publish_run(
         write_json(partial / "audit.json", audit.to_json())
         if records:
             _copy_records(run, partial / "run")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return audit
 
 

@@ -15,9 +15,10 @@ from rl_reasoner import train
 from rl_reasoner.errors import RunStopped
 from rl_reasoner.pipeline import stage_training
 from rl_reasoner.pipeline.train import Interrupted
-from rl_reasoner.report.terminal import LiveView
+from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.training.checkpointing import signals
 from rl_reasoner.training.checkpointing.faults import LastStep
+from support.at_steps import at_step
 from support.commands import Cli
 from support.tiny import grpo, recipe, same, sft, untimed
 
@@ -42,16 +43,13 @@ def late(completion: str) -> float:
 '''
 
 
-def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int, stop: Any) -> None:
-    """Call `stop` when `step` is shown."""
-    update = LiveView.update
-
-    def shown(view: LiveView, metrics: Any, at: int) -> None:
-        update(view, metrics, at)
-        if at == step:
-            stop()
-
-    monkeypatch.setattr(LiveView, "update", shown)
+def given_up_in_step_2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A run with a checkpoint of each step, which SIGTERM meets in the rewards of the second."""
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    (folder / "late.py").write_text(LATE.format(folder=str(folder)), encoding="utf-8")
+    at_step(monkeypatch, 1, (folder / "stop").touch)
+    rewards = {f"{folder / 'late.py'}:late": 1.0}
+    return recipe(folder, grpo(save_every=1), rewards=rewards, evals={"sets": ()})
 
 
 @pytest.mark.parametrize("steps", [4, 2], ids=["in the middle", "at the end"])
@@ -68,7 +66,7 @@ def test_an_evaluation_that_is_cut_short_by_sigterm_is_made_up_for(
         evals |= {"validation": "modular_validation", "limit": 2}
         wanted = recipe(folder, grpo(steps=steps), evals=evals, hacking_meter={"every": 2})
         if name == "stopped":
-            stopped_at(monkeypatch, 1, (folder / "stop").touch)
+            at_step(monkeypatch, 1, (folder / "stop").touch)
             with pytest.raises(Interrupted):
                 train(wanted, quiet=True)
             assert not (folder / "stop").exists()
@@ -145,11 +143,7 @@ def test_a_checkpoint_whose_seal_is_damaged_is_written_again_when_a_step_is_give
         give_up()
 
     monkeypatch.setattr(stage_training, "give_up_all", damage)
-    monkeypatch.setattr(signals, "GRACE_S", 0.2)
-    (tmp_path / "late.py").write_text(LATE.format(folder=str(tmp_path)), encoding="utf-8")
-    rewards = {f"{tmp_path / 'late.py'}:late": 1.0}
-    wanted = recipe(tmp_path, grpo(save_every=1), rewards=rewards, evals={"sets": ()})
-    stopped_at(monkeypatch, 1, (tmp_path / "stop").touch)
+    wanted = given_up_in_step_2(tmp_path, monkeypatch)
     with pytest.raises(Interrupted):
         train(wanted, quiet=True)
     assert not (tmp_path / "stop").exists() and json.loads(seal.read_text())
@@ -170,11 +164,7 @@ def test_a_checkpoint_that_is_there_is_not_written_again_when_a_step_is_given_up
         save(value, file, **options)
 
     monkeypatch.setattr(torch, "save", once)
-    monkeypatch.setattr(signals, "GRACE_S", 0.2)
-    (tmp_path / "late.py").write_text(LATE.format(folder=str(tmp_path)), encoding="utf-8")
-    rewards = {f"{tmp_path / 'late.py'}:late": 1.0}
-    wanted = recipe(tmp_path, grpo(save_every=1), rewards=rewards, evals={"sets": ()})
-    stopped_at(monkeypatch, 1, (tmp_path / "stop").touch)
+    wanted = given_up_in_step_2(tmp_path, monkeypatch)
     with pytest.raises((Interrupted, RunStopped)):
         train(wanted, quiet=True)
     assert not (tmp_path / "stop").exists() and seal.is_file()

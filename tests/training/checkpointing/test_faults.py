@@ -21,9 +21,9 @@ from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.recipe.recipe import Recipe
-from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.scoring.ledger import entries
 from rl_reasoner.training.checkpointing.faults import Diverged, LastStep
+from support.at_steps import at_step
 from support.processes import build
 from support.tiny import REWARD, grpo, recipe, rows, same, weights
 
@@ -53,18 +53,6 @@ def resumed(folder: Path) -> Run:
     run, saved = RunFolder.reopen(folder)
     run.release()
     return train(saved, resume=folder, quiet=True)
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
-    """Call `act` when `step` has been shown."""
-    update = LiveView.update
-
-    def shown(view: LiveView, metrics: Any, now: int) -> None:
-        update(view, metrics, now)
-        if now == step:
-            act()
-
-    monkeypatch.setattr(LiveView, "update", shown)
 
 
 def stage_of(run: Path) -> Path:
