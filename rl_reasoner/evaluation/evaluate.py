@@ -20,10 +20,11 @@ from rl_reasoner.distributed.threads import Threads
 from rl_reasoner.environments.environment import OPENED
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.evaluation.judging import Judge, as_given
-from rl_reasoner.evaluation.labels import CLEAN, MODES, Mode, label_of
+from rl_reasoner.evaluation.labels import CLEAN, MODES, Mode, label_of, split_label
 from rl_reasoner.evaluation.manifest import digest_of
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.foreign import mapping
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.recipe import EvalOverrides, Evals, Recipe
@@ -376,7 +377,7 @@ def replay(
     The figures are computed again; settings and manifest stay, with this machine's verifier noted.
     What was judged as its rows ask is judged so again. Raises `UserError` for results without rows.
     """
-    from rl_reasoner.evaluation.manifest import verifier_version
+    from rl_reasoner.evaluation.manifest import judged_by, verifier_version
 
     if not saved.rows:
         raise UserError("the result has no rows that can be judged: is its .rows.jsonl next to it?")
@@ -386,8 +387,7 @@ def replay(
     made.manifest = {**saved.manifest, "replayed_with_verifier": verifier_version()}
     if reward is not None:
         made.settings = {**saved.settings, "reward": reward, "reward_options": dict(options or {})}
-        of_sets = saved.manifest.get("sets", {}).items()
-        made.manifest["sets"] = {name: {**facts, "reward": reward} for name, facts in of_sets}
+    facts = {name: dict(mapping(of)) for name, of in mapping(saved.manifest.get("sets")).items()}
     for label, rows in saved.rows.items():
         before = saved.sets[label]
         by_rows = saved.settings.get("reward") == "by the rows"
@@ -399,6 +399,11 @@ def replay(
         if "contamination" in before:
             made.sets[label]["contamination"] = before["contamination"]
             _add_clean(made, label)
+        if (of := facts.get(split_label(label)[0])) is not None:
+            of.pop("reward_sha256", None)  # the code is that of now
+            of |= judged_by(judge.name)
+    if facts:
+        made.manifest["sets"] = facts
     return made
 
 

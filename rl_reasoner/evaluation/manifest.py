@@ -17,6 +17,7 @@ from rl_reasoner.dataset.sets import card_of, find_set
 from rl_reasoner.provenance import made_with
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.recipe.tools import ToolSettings
+from rl_reasoner.scoring.registry import code_of_own
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def of_set(data: FileData, rows: Sequence[Row], judge: str, longest: int) -> Row
         "source": str(file) if file else f"hub: {data.path} {data.config or ''} {data.split}",
         "problems": len(rows),
         "rows_sha256": digest_of(rows),
-        "reward": judge,
+        **judged_by(judge),
     }
     facts |= {"template": data.template} if data.template else {}
     facts |= {"max_tokens": longest} if data.max_tokens else {}
@@ -98,6 +99,12 @@ def of_set(data: FileData, rows: Sequence[Row], judge: str, longest: int) -> Row
 
         facts["sandbox"] = sandbox.strength().level
     return facts
+
+
+def judged_by(reward: str) -> Row:
+    """The fact of what judges a set, with a hash of its code where that is the user's."""
+    code = code_of_own(reward)
+    return {"reward": reward} | ({"reward_sha256": code} if code else {})
 
 
 def manifest(policy: Mapping[str, Any], sets: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -243,12 +243,20 @@ def _conditions(name: str, result: EvalResult) -> dict[str, Any]:
     """What a set was measured with."""
     settings, figures, manifest = result.settings, result.sets.get(name, {}), result.manifest
     facts = mapping(mapping(manifest.get("sets")).get(split_label(name)[0]))  # the file's own
-    return {
+    code = facts.get("reward_sha256")
+    asked = {
         **{key: settings.get(key) for key in ("max_tokens", "template", "system")},
         **result.settings_of(name),
         **{key: facts[key] for key in ("max_tokens", "template") if key in facts},
+    }
+    if asked["template"] == "auto" and (policy := mapping(manifest.get("policy"))):
+        chats = "server" in policy or policy.get("chat_template_sha256")
+        asked["template"] = "chat" if chats else "plain"
+    return {
+        **asked,
         **{key: figures.get(key) for key in ("temperature", "samples", "reward")},
         **{key: settings.get(key) for key in ("reward_options", "tools", "environment")},
+        "code of the reward": str(code)[:8] if code else None,
         "weights": settings.get("weights", "own"),
         "verifier": manifest.get("replayed_with_verifier") or manifest.get("verifier"),
     }

@@ -33,9 +33,7 @@ from rl_reasoner.recipe.old_names import current_stage
 from rl_reasoner.recipe.recipe import Evals, Recipe
 from rl_reasoner.recipe.stages import RowStage, Stage
 from rl_reasoner.recipe.tools import ToolSettings
-from rl_reasoner.scoring.beside import hash_of_code
-from rl_reasoner.scoring.fault_places import of_library
-from rl_reasoner.scoring.registry import source_file
+from rl_reasoner.scoring.registry import code_of_own
 
 # Fields of a stage that change nothing in its result.
 _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
@@ -74,11 +72,11 @@ def facts_of(
         facts["rewards"] = {
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
         }
-        facts["code"] = {name: code for name in recipe.rewards if (code := _code(name))}
+        facts["code"] = {name: code for name in recipe.rewards if (code := code_of_own(name))}
         if recipe.run.overlap != "off":
             facts["overlap"] = recipe.run.overlap
     if isinstance(stage, RowStage) and stage.reward:
-        facts["code"] = _code(stage.reward)
+        facts["code"] = code_of_own(stage.reward)
     if named := _named_in_options(recipe, stage):
         facts["named"] = named
     if not isinstance(stage, RowStage):
@@ -201,13 +199,13 @@ def hash_of_source(source: str, seed: int) -> str:
 
 def facts_of_tools(tools: ToolSettings) -> dict[str, Any]:
     """What decides what calls give: the settings, and the files of the user's tools."""
-    code = {name: code for name in tools.use if (code := _code(name))}
+    code = {name: code for name in tools.use if (code := code_of_own(name))}
     return {**tools.model_dump(mode="json"), **({"code": code} if code else {})}
 
 
 def facts_of_environment(environment: EnvironmentSettings) -> dict[str, Any]:
     """What decides what an environment answers: the settings, and the user's file."""
-    code = _code(environment.use)
+    code = code_of_own(environment.use)
     return {**environment.model_dump(mode="json"), **({"code": code} if code else {})}
 
 
@@ -223,7 +221,7 @@ def files_of_options(*used: Mapping[str, Any]) -> dict[str, str]:
         with suppress(OSError, ValueError, RuntimeError):  # other rewards' may be any text
             file = Path(value).expanduser()
             if option in _CODE_OPTIONS:
-                found[value] = _code(value)
+                found[value] = code_of_own(value)
             elif option == "rubric" and file.is_file():
                 found[value] = hash_of(file)
             elif option == "policy" and (file.is_file() or _is_policy(file)):
@@ -261,7 +259,7 @@ def key_of_evaluation(recipe: Recipe, evals: Evals, made: str) -> str:
 
 def files_of_evaluation(recipe: Recipe, evals: Evals) -> dict[str, str]:
     """The hash of each set, of the code of a reward of the user's, and of what options name."""
-    code = {evals.reward: found} if evals.reward and (found := _code(evals.reward)) else {}
+    code = {evals.reward: found} if evals.reward and (found := code_of_own(evals.reward)) else {}
     played = [recipe.environment.options] if recipe.environment else []
     named = files_of_options(evals.reward_options, *played)
     return {**{name: hash_of_set(name) for name in evals.sets}, **code, **named}
@@ -278,15 +276,6 @@ def evaluations_of(file: Path, key: str, files: Mapping[str, str]) -> list[Path]
         return manifest.get("key") == key and {**files, **mapping(manifest.get("files"))} == files
 
     return [one for one in dict.fromkeys((file, *file.parent.glob("*.json"))) if is_same(one)]
-
-
-def _code(reference: str) -> str | None:
-    """The hash of the code of a reward or a tool of the user's, helpers beside it included.
-
-    What is installed or shipped has none: its version stands for it.
-    """
-    file = source_file(reference) if ":" in reference else None
-    return None if file is None or of_library(str(file)) else hash_of_code(file)
 
 
 def reused_path(stage: Stage) -> Path:

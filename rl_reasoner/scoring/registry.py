@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
-from rl_reasoner.scoring.beside import beside
-from rl_reasoner.scoring.fault_places import location_of
+from rl_reasoner.scoring.beside import beside, hash_of_code
+from rl_reasoner.scoring.fault_places import location_of, of_library
 from rl_reasoner.scoring.option_types import option_parameters, read_option, wrong_options
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
@@ -117,6 +117,15 @@ def source_file(reference: str) -> Path | None:
             spec = None
         file = Path(spec.origin) if spec is not None and spec.origin else None
     return file if file is not None and file.is_file() else None
+
+
+def code_of_own(reference: str) -> str | None:
+    """The hash of the code of a reward or a tool of the user's, helpers beside it included.
+
+    What is installed or shipped has none: its version stands for it.
+    """
+    file = source_file(reference) if ":" in reference else None
+    return None if file is None or of_library(str(file)) else hash_of_code(file)
 
 
 def options_read(

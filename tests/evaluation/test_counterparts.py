@@ -8,6 +8,7 @@ import pytest
 
 from rl_reasoner import EvalResult, compare, evaluate, open_policy
 from rl_reasoner.errors import UserError
+from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.metrics import compute_figures
 from rl_reasoner.recipe.data import FileData
 from rl_reasoner.report.evaluation import build_evaluation_page
@@ -120,6 +121,38 @@ def test_what_a_file_says_of_its_own_rows_is_told(tmp_path: Path) -> None:
     a, b = (evaluate(policy, [data], max_tokens=3, template="plain") for data in asked)
     told = {"max_tokens": [2, 3], "template": ["plain", "{problem} "]}
     assert compare(a, b)[str(file)]["unlike"] == told
+
+
+def test_an_edited_reward_is_told(tmp_path: Path) -> None:
+    """By its code at the time of judging: `eval --replay` judges by that of now."""
+    file = tmp_path / "mine.py"
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    results = []
+    for worth in (0.0, 1.0):
+        file.write_text(
+            "from rl_reasoner import reward\n\n\n@reward\n"
+            f"def mine(completion: str, **columns: object) -> float:\n    return {worth}\n"
+        )
+        results.append(
+            evaluate(policy, ["modular_test"], limit=2, max_tokens=2, reward=f"{file}:mine")
+        )
+    a, b = results
+    found = compare(a, b)["modular_test"]["unlike"]
+    assert [*found] == ["code of the reward"] and len({*found["code of the reward"]}) == 2
+    again = replay(a)
+    assert again.rows["modular_test"][0]["scores"] == [1.0]
+    assert compare(again, b)["modular_test"]["unlike"] == {}, "both by the code of now"
+
+
+def test_what_the_template_auto_became_is_told() -> None:
+    policy = open_policy("scratch:dense-tiny", device="cpu")
+    policy.tokenizer.chat_template = None
+    plain = evaluate(policy, ["modular_test"], limit=2, max_tokens=2, template="plain")
+    auto = evaluate(policy, ["modular_test"], limit=2, max_tokens=2)
+    assert compare(plain, auto)["modular_test"]["unlike"] == {}
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    chat = evaluate(policy, ["modular_test"], limit=2, max_tokens=2)
+    assert compare(auto, chat)["modular_test"]["unlike"] == {"template": ["plain", "chat"]}
 
 
 def test_a_page_of_two_says_whose_the_figures_by_level_are() -> None:
