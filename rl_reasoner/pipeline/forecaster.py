@@ -26,7 +26,7 @@ from rl_reasoner.evaluation.forecast import (
 )
 from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
 from rl_reasoner.files import read_jsonl, write_json
-from rl_reasoner.foreign import json_object
+from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
@@ -154,7 +154,7 @@ def forecast_first_steps(job: Job, rows: Sequence[Metrics], spent: float) -> For
 
 
 def add_outcome(job: Job, rows: Sequence[Metrics], spent: float | None) -> str:
-    """Add to a stage's forecast what happened, and say both; "" where there is no forecast.
+    """Add to a stage's forecast what happened, and say both; "" where there is none, or it is told.
 
     `spent`: the seconds of the whole stage; None where several processes took it to its end.
     """
@@ -166,6 +166,9 @@ def add_outcome(job: Job, rows: Sequence[Metrics], spent: float | None) -> str:
         "minutes_of_steps": sum(row["step_time"] for row in rows) / 60,
         "reward": reward_moved([row["reward"] for row in rows if "reward" in row]),
     }
-    made = {**json_object(file), "outcome": outcome}
+    made = json_object(file)
+    if mapping(made.get("outcome")).get("minutes_of_steps") == outcome["minutes_of_steps"]:
+        return ""
+    made["outcome"] = outcome
     write_json(file, made)
     return beside_outcome(made)

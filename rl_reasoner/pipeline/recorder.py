@@ -82,14 +82,18 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.job.ledger.sync()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ended(state.global_step)
+
+    def ended(self, step: int) -> None:
+        """Say what stands after `step`, the last one here; of a whole stage, what was forecast."""
         if self.alarms is not None and processes.is_main():
             for alarm in self.alarms.standing():
-                if self.alarmed.get(alarm.kind) != state.global_step:  # not raised just now
+                if self.alarmed.get(alarm.kind) != step:  # not raised just now
                     self.view.note(f"stage {self.job.stage.name} ends with this alarm: {alarm}")
         standing = self.job.meter.alarm if self.job.meter is not None else ""
-        if standing and self.hacked_at != state.global_step:
+        if standing and self.hacked_at != step:
             self.view.note(f"stage {self.job.stage.name} ends with this alarm: {standing}")
-        if processes.is_main() and state.global_step >= self.job.stage.steps:
+        if processes.is_main() and step >= self.job.stage.steps:
             spent = None if self.before else time.perf_counter() - self.started
             if said := add_outcome(self.job, self.rows, spent):
                 self.view.note(f"stage {self.job.stage.name}: {said}")

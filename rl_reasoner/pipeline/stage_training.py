@@ -89,6 +89,8 @@ def train_stage(job: Job, view: LiveView, stop: Stop) -> None:
         trainer.checked = checkpoint
         if step < stage.steps:  # from its last step, trl would take one more
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:
+            recorder.ended(step)
     if stop.asked:
         return
     _save(job, trainer)

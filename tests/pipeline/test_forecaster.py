@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner import open_policy, train
-from rl_reasoner.pipeline import trial
+from rl_reasoner.pipeline import recorder, trial
 from rl_reasoner.pipeline.forecaster import first_steps, pace_of
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
@@ -206,3 +206,29 @@ def test_a_run_that_was_killed_forecasts_the_same(tmp_path: Path) -> None:
     [made] = (ours.folder / "stages").glob("*/forecast.json")
     outcome = json.loads(made.read_text())["outcome"]
     assert outcome["minutes"] is None and outcome["minutes_of_steps"] > 0
+
+
+def test_killed_behind_its_last_step_a_run_says_what_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last checkpoint is there, the policy is not."""
+    wanted = recipe(tmp_path, grpo(steps=30))
+    folder = Path(str(wanted.run.folder))
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        monkeypatch.setattr(
+            recorder, "add_outcome", lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+        )
+        try:
+            train(wanted, quiet=True)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    [file] = (folder / "stages").glob("*/forecast.json")
+    assert "outcome" not in json.loads(file.read_text())
+    capsys.readouterr()
+    train(wanted, resume=folder)
+    outcome = json.loads(file.read_text())["outcome"]
+    assert outcome["minutes"] is None and outcome["minutes_of_steps"] > 0
+    assert capsys.readouterr().err.count(f"the reward {outcome['reward']}") == 1
