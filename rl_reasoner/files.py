@@ -6,6 +6,8 @@ line, and readers may meet it while it is written. Every value is read within th
 `foreign`. Knows nothing of what is in the rows.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,48 +17,129 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value, number
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a write for which a disk, a quota or `ulimit -f` has no room."""
 _ESCAPED = "backslashreplace"  # lone surrogates, which UTF-8 lacks, become JSON's own \ud800
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary name, synced, then renamed."""
+    _partial(path, text).replace(path)
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: none of them is ever beside an older one of another.
+
+    The last one says that all are there: it is taken away until they are.
+    """
+    partials: dict[Path, Path] = {}
+    try:
+        for path, text in texts.items():
+            partials[path] = _partial(path, text)
+    except BaseException:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+        raise
+    [*partials][-1].unlink(missing_ok=True)
+    for path, partial in partials.items():
+        partial.replace(path)
+
+
+def _partial(path: Path, text: str) -> Path:
+    """The temporary file of `path`, written and synced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     partial.unlink(missing_ok=True)  # of a write that was killed, or a link to anywhere
-    with partial.open("x", encoding="utf-8", errors=_ESCAPED) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("x", encoding="utf-8", errors=_ESCAPED) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+    return partial
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+    write_text(path, as_json(value))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file whole or not at all."""
-    write_text(path, _jsonl(rows))
+    write_text(path, as_jsonl(rows))
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the new `folder` to write in, which becomes it at the end: whole or none."""
+    """An empty folder beside the new `folder`, which becomes it at the end: whole or none.
+
+    Raises `UserError` where another process writes it, or has meanwhile.
+    """
     partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a write that was killed
+    if partial.is_symlink() or partial.is_file():
+        partial.unlink()
+    partial.mkdir(parents=True, exist_ok=True)
+    with _held(partial, folder):
+        try:
+            for left in partial.iterdir():  # by a write that was killed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield partial
+            if os.path.lexists(folder):
+                raise UserError(f"{folder} exists already; give a new folder")
+            partial.rename(folder)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                error.filename = str(folder)
+            raise
+
+
+@contextmanager
+def _held(partial: Path, folder: Path) -> Iterator[None]:
+    """Hold the folder in which `folder` is written, where its file system has locks of folders."""
+    held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield partial
-        partial.rename(folder)
+        with suppress(OSError):  # one that has none
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = flock_holder(partial)
+                who = f"another process ({holder})" if holder else "another process"
+                raise UserError(f"{who} is writing {folder}") from None
+        if not (partial.is_dir() and os.path.samestat(os.fstat(held), partial.lstat())):
+            raise UserError(f"another process has just written {folder}")  # and let go of it
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder. Raises the OSError of the first file that fails, not shutil's of them all."""
+    failed: list[OSError] = []
+
+    def copy(file: str, place: str) -> None:
+        try:
+            shutil.copy2(file, place)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    try:
+        shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True)
+    except shutil.Error as error:
+        raise (failed or [error])[0] from error
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Append rows to a JSONL file, one write for all of them; returns the file's size in bytes."""
-    text = _jsonl(rows)
+    text = as_jsonl(rows)
     with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
         file.write(text)
         return file.tell()
@@ -140,7 +223,13 @@ def keep_rows_until(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+def as_json(value: Any) -> str:
+    """A JSON value as a file of a run has it, indented."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as the text of a JSONL file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -174,8 +174,8 @@ def policy_folder(path: Path) -> Path | None:
 
 def finished_stages(run: Path) -> list[Path]:
     """The policy folders of the stages that a run has finished, in their order."""
-    folders = [folder / "policy" for folder in numbered_stages(run)]
-    return [folder for folder in folders if (folder / "config.json").is_file()]
+    done = [folder for folder in numbered_stages(run) if (folder / "done.json").is_file()]
+    return [at / "policy" for at in done if (at / "policy" / "config.json").is_file()]
 
 
 def numbered_stages(run: Path) -> list[Path]:

@@ -22,14 +22,14 @@ from rl_reasoner.audit.likeness import Steps, compare_steps, verdict_of
 from rl_reasoner.audit.records import result_files
 from rl_reasoner.distributed import processes
 from rl_reasoner.distributed.threads import Threads, user_sets_threads
-from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.errors import RunStopped, UserError, unknown
 from rl_reasoner.evaluation.result import EvalResult
-from rl_reasoner.files import read_jsonl, write_text
+from rl_reasoner.files import copy_folder, read_jsonl, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.machine import choices, processor
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared
-from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.pipeline.run_folder import Interrupted, RunFolder
 from rl_reasoner.pipeline.session import Session
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.pipeline.train import train
@@ -164,7 +164,7 @@ def _copy_needed(run: Path, folder: Path, recipe: Recipe, stage: TrainedStage) -
             if (there[name] / part).is_file():
                 shutil.copy(there[name] / part, here[name])
         if (there[name] / "policy").is_dir():
-            shutil.copytree(there[name] / "policy", here[name] / "policy")
+            copy_folder(there[name] / "policy", here[name] / "policy")
         elif not (here[name] / "data.jsonl").is_file():
             raise UserError(f"stage {stage.name} starts from stage {name}, which is not in {run}")
     here[stage.name].mkdir(parents=True)
@@ -177,7 +177,7 @@ def _copy_checkpoint(own: Path, new: Path, most: int) -> int:
     """Copy the newest whole checkpoint up to the step `most`; its step, 0 for the stage's start."""
     for step, path in sorted(steps_in(own / "checkpoints").items(), reverse=True):
         if step <= most and broken_seal(path) is None and (path / "checksums.json").is_file():
-            shutil.copytree(path, new / "checkpoints" / path.name)
+            copy_folder(path, new / "checkpoints" / path.name)
             return step
     return 0
 
@@ -201,6 +201,18 @@ def replay_step(
         return verdict_of(compare_steps(steps), steps, because, stage.name)
 
 
+@contextmanager
+def _none_to_go_on_with() -> Iterator[None]:
+    """What stops a run inside names no folder to resume: it is removed."""
+    try:
+        yield
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except RunStopped as error:
+        error.folder = None
+        raise
+
+
 def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[AuditFinding]:
     """Make the whole run again in a scratch folder: every stage, arm and evaluation, and compare.
 
@@ -217,7 +229,7 @@ def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[AuditFindi
         folder.mkdir()
         write_text(folder / "recipe.yaml", again.to_yaml())
         shutil.copy(run / "lock.json", folder)
-        with choices.during():
+        with choices.during(), _none_to_go_on_with():
             train(again, resume=folder, quiet=quiet, command="rl-reasoner audit --all")
             # as many as the run's, which is resumed, unless the user has said how many
             threads = torch.get_num_threads() if user_sets_threads() else lock.get("threads", 0)

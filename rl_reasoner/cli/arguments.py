@@ -164,6 +164,8 @@ def check_writable(path: Path) -> Path:
     """Return `path`; raise `UserError` where no file or folder can be made at it."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a name for the file")
+    if path.exists() and not path.is_file():  # /dev/null, which would be replaced
+        raise UserError(f"{path} is a device or a pipe: give a name for the file")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: {folder} is not a folder that can be written to")

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from rl_reasoner.cli.arguments import Json, check_writable
 from rl_reasoner.errors import UserError, unknown
+from rl_reasoner.files import write_text
 from rl_reasoner.paths import room
 from rl_reasoner.report.console import emit
 
@@ -46,9 +47,9 @@ class CopyVerb:
             raise UserError(f"{target} exists already; give another name")
         if _kind(target) != _kind(source):
             raise UserError(f"{self.name} is a {source.suffix} file: {target} should end like it")
-        check_writable(target).parent.mkdir(parents=True, exist_ok=True)
+        check_writable(target)
         text = source.read_text(encoding="utf-8")
-        target.write_text(text, encoding="utf-8")
+        write_text(target, text)
         recipe = not self.name.startswith("rewards/")
         command = shlex.join(["rl-reasoner", "train", str(target)])
         use = f"; run it with: {command}" if recipe else ""
@@ -72,5 +73,5 @@ def _schema_beside(target: Path) -> Path | None:
     schema = target.with_name(SCHEMA_FILE)
     if target.suffix not in (".yaml", ".yml") or os.path.lexists(schema):
         return None
-    schema.write_text(schema_text(), encoding="utf-8")
+    write_text(schema, schema_text())
     return schema

@@ -9,10 +9,13 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
@@ -39,6 +42,7 @@ from rl_reasoner.cli.train import TrainVerb
 from rl_reasoner.cli.why import WhyVerb
 from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
+from rl_reasoner.files import NO_ROOM
 from rl_reasoner.paths import resume_command
 from rl_reasoner.report.console import err, out, wrapped
 from rl_reasoner.version import __version__
@@ -84,7 +88,7 @@ kept failing, 130 interrupted. Results go to standard output, everything else to
 standard error. rl-reasoner --version prints the version."""
 _showwarning = warnings.showwarning
 # what the system says of a path that somebody gave
-_PATHS = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+_PATHS = (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, *NO_ROOM)
 _NO_HOME = "Could not determine home directory."  # Path.expanduser
 
 
@@ -126,7 +130,8 @@ def _run_and_report(argv: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in _PATHS:
             raise
-        _print_error("error", f"{error.filename or 'writing a file'}: {error.strerror}")
+        file = error.filename2 or error.filename or "writing a file"  # the second is written
+        _print_error("error", f"{file}: {error.strerror}")
         return 2
     except KeyboardInterrupt as error:
         if not processes.is_main() or launcher.has_launcher():  # which says it for all
@@ -162,10 +167,35 @@ def _run(argv: Sequence[str]) -> None:
     err.quiet = getattr(verb, "quiet", False)
     warnings.showwarning = _print_old_name
     try:
-        verb.run()
+        with _ends_in_order(verb):
+            verb.run()
     finally:
         err.quiet = False
         warnings.showwarning = _showwarning
+
+
+@contextlib.contextmanager
+def _ends_in_order(verb: Any) -> Iterator[None]:
+    """SIGTERM and SIGHUP (a terminal closes) end a verb as Ctrl-C does: nothing half-done is left.
+
+    `train` has its own ways, and in a chat Ctrl-C ends but a reply.
+    """
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            processes.leave_terminal()
+        raise KeyboardInterrupt
+
+    numbers = () if isinstance(verb, TrainVerb | ChatVerb) else (signal.SIGTERM, signal.SIGHUP)
+    here = threading.current_thread() is threading.main_thread()
+    taken = [one for one in numbers if here and signal.getsignal(one) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, ended)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _print_old_name(message: Warning | str, category: type[Warning], *args: Any, **kw: Any) -> None:

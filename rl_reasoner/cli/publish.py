@@ -47,6 +47,7 @@ class PublishVerb:
         err.print("loading torch and transformers", style="dim")
         load_for_good("rl_reasoner.publishing.folder")
         from rl_reasoner.publishing.folder import (
+            PushInterrupted,
             check_repository,
             files_to_push,
             publish_run,
@@ -68,7 +69,11 @@ class PublishVerb:
             table.add_row(Text(file["file"]), f"{file['bytes']:,}")
         told = [str(self.to), audit.summary()]
         if self.push is not None and not self.dry_run:
-            value["pushed"] = push_folder(self.to, self.push, private=not self.public)
+            try:
+                value["pushed"] = push_folder(self.to, self.push, private=not self.public)
+            except PushInterrupted as stopped:
+                err.print(str(stopped), soft_wrap=True)
+                raise
             told.append(value["pushed"])
         elif self.push is not None:
             told.append(f"would be uploaded to {self.push}; nothing was")

@@ -16,7 +16,7 @@ from rl_reasoner.evaluation.formatting import NAME_WIDTH, bracketed, percent, wi
 from rl_reasoner.evaluation.judging import malformed
 from rl_reasoner.evaluation.labels import CLEAN, split_label
 from rl_reasoner.evaluation.notebook import result_html
-from rl_reasoner.files import write_json, write_jsonl
+from rl_reasoner.files import as_json, as_jsonl, write_together
 from rl_reasoner.foreign import json_value, mapping, number
 
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
@@ -54,8 +54,8 @@ class EvalResult:
         """Write the result to `path`, and every row to the file of the same name `.rows.jsonl`."""
         path = Path(path)
         rows = [{**row, "set": name} for name, rows in self.rows.items() for row in rows]
-        write_jsonl(sibling_file(path, ".rows.jsonl"), rows)
-        write_json(path, self.to_json())
+        every = sibling_file(path, ".rows.jsonl")
+        write_together({every: as_jsonl(rows), path: as_json(self.to_json())})
         return path
 
     @classmethod

@@ -60,7 +60,6 @@ def hand_over(recipe: Recipe, engine: str, folder: Path, stage: str | None = Non
 def _write(
     recipe: Recipe, engine: Engine, partial: Path, whole: Path, stage: str | None
 ) -> Handover:
-    partial.mkdir(parents=True)
     written, names = with_own_files(recipe, partial)
     (partial / "recipe.yaml").write_text(written.to_yaml(), encoding="utf-8")
     rewards = RecipeRewards(partial / "recipe.yaml")

@@ -8,7 +8,6 @@ policies and rows; nothing of trainers.
 """
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rl_reasoner.dataset.templates import prompt_of, with_system
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.evaluation.judging import Judge
-from rl_reasoner.files import write_jsonl
+from rl_reasoner.files import as_jsonl, copy_folder, write_jsonl, write_together
 from rl_reasoner.pipeline.rejection_sampling import NothingKept
 from rl_reasoner.policy.policy import Policy
 from rl_reasoner.recipe.stages import FilterStage, rate_range
@@ -100,17 +99,19 @@ def filter_rows(
         for number, scored in enumerate(judged, first + 1):
             rates.append(_rate(stage, number, scored))
             texts.update(_failures(scored))
-    write_jsonl(files.rates, rates)
     card = _card(stage, rates, texts) | {"seconds": round(time.monotonic() - started, 1)}
-    _check_kept(stage, card, files.rates)
-    write_jsonl(files.kept, _kept(rows, rates))
+    if not card["rows"]:
+        write_jsonl(files.rates, rates)
+        raise _nothing_kept(stage, card, files.rates)
+    kept = as_jsonl(_kept(rows, rates))
+    write_together({files.rates: as_jsonl(rates), files.kept: kept})
     return card
 
 
 def reuse_completions(old: Path, folder: Path) -> None:
     """Copy the completions that a stage drew in the folder `old`: a changed setting misses them."""
     if (old / "samples").is_dir():
-        shutil.copytree(old / "samples", folder / "samples", dirs_exist_ok=True)
+        copy_folder(old / "samples", folder / "samples")
 
 
 def _check_json(rows: Sequence[Row]) -> None:
@@ -230,17 +231,15 @@ def dropped_words(card: Mapping[str, Any]) -> str:
     return f"kept {card['rows']:,} of {card['of']:,} rows with pass rates {card['keep']}: {parts}"
 
 
-def _check_kept(stage: FilterStage, card: Mapping[str, Any], file: Path) -> None:
-    """Raise `NothingKept`, or `RewardsFailed`, where nothing is left, with what the rates were."""
-    if card["rows"]:
-        return
+def _nothing_kept(stage: FilterStage, card: Mapping[str, Any], file: Path) -> RunStopped:
+    """`NothingKept`, or `RewardsFailed`: why nothing is left, with what the rates were."""
     why = card["commonest_failure"]
     if card["faults"] == card["sampled"]:
-        raise RewardsFailed(f"the reward failed on all {card['sampled']:,} completions: {why}")
+        return RewardsFailed(f"the reward failed on all {card['sampled']:,} completions: {why}")
     bars = [f"{bar['rate']:.3g}: {bar['rows']:,}" for bar in card["histogram"] if bar["rows"]]
     silent = card["dropped"][UNJUDGED]
     bars += [f"unjudged: {silent:,} ({why})"] if silent else []
-    raise NothingKept(
+    return NothingKept(
         f"{stage.name} kept none of {card['of']:,} rows: no pass rate is in {stage.keep}. "
         f"Rows by pass rate: {', '.join(bars)}. {_advice(card)} See {file}"
     )

@@ -13,12 +13,12 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.files import flock_holder, sha256_of, write_json, write_text
+from rl_reasoner.files import flock_holder, sha256_of, whole_folder, write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.recipe.locations import read_yaml, validate
@@ -215,6 +215,14 @@ class RunFolder:
         if any(file.exists() for file in made):
             for file in (self.path / "report.html", *made):
                 self.set_aside(file)
+
+    def keep_policy(self, save: Callable[[Path], None]) -> None:
+        """Have the policy of the run's end written by `save`: it is there whole or not at all."""
+        if (policy := self.path / "policy").is_dir():  # of this end; a user may have added to it
+            save(policy)
+            return
+        with whole_folder(policy) as partial:
+            save(partial)
 
     def choices(self) -> Mapping[str, Any]:
         """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""

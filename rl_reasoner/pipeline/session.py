@@ -151,7 +151,7 @@ class Session:
         ref = PolicyRef(trained[-1]) if trained else PolicyRef(None, recipe.policy.source)
         if self.is_over:
             self._evaluate("after", ref)
-            self._policy(ref).save(self.run.path / "policy")
+            self.run.keep_policy(self._policy(ref).save)
         processes.broadcast(StageOrder(None, ref))
         return ref
 

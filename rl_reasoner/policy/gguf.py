@@ -25,7 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.files import sha256_of
 from rl_reasoner.paths import cache_folder
-from rl_reasoner.policy.policy import NotWholeError, whole_model
+from rl_reasoner.policy.policy import NotWholeError, no_room_told, whole_model
 
 _log = logging.getLogger(__name__)
 _FORM = 4  # of what a conversion writes: an older one in the cache is not taken for a new one
@@ -122,8 +122,9 @@ def convert_to(file: Path, folder: Path) -> Any:
     settings.eos_token_id = list(dict.fromkeys(end for end in all_ends if end is not None))
     model.config.pad_token_id = settings.pad_token_id = tokenizer.pad_token_id
     settings._from_model_config = False  # else transformers may make it anew, with one end
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with no_room_told(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return tokenizer
 
 

@@ -5,7 +5,6 @@ that function makes up, and so does peft: it would be trained so, and is refused
 has more than the model they leave out, and say nothing: it is told here.
 """
 
-import errno
 import logging
 import os
 import re
@@ -17,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from rl_reasoner.distributed.shards import gathered_state_dict
+from rl_reasoner.files import NO_ROOM
 from rl_reasoner.moe.experts import parameter_counts, without_router_logits
 
 _log = logging.getLogger(__name__)
 _NAMED = 3  # weights in a message; the others are counted
 _LACKING = "Found missing adapter keys"  # in peft's words
+_OF_SYSTEM = re.compile(r"\(os error (\d+)\)")  # in Rust's words
 _LISTED = re.compile(r"'([^'\n]+)'")
 _UNLIKE = re.compile(r"size mismatch for ([\w.]+):")  # in torch's words
 _TORN = "conversion of the weights"  # in transformers' words for stacks that cannot be made
@@ -58,21 +58,30 @@ class Policy:
         without_router_logits(self.model)
         for stale in folder.glob(".tmp??????"):  # of a save that was killed: safetensors' file
             stale.unlink(missing_ok=True)
-        try:
+        with no_room_told(folder):
             with _keeping_keys(self.model):
                 self.model.save_pretrained(
                     folder,
                     state_dict=gathered_state_dict(self.model),
                     **_adapter_in_use(self.model),
                 )
-        except SafetensorError as error:  # it tells a full disk in words only
-            if "os error 28" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         mode = next(folder.glob("*config.json")).stat().st_mode
         for file in folder.glob("*.safetensors"):  # safetensors writes them for their owner alone
             file.chmod(mode)
+
+
+@contextmanager
+def no_room_told(folder: Path) -> Iterator[None]:
+    """A full disk is an OSError: the writers of weights and tokenizers tell it in words only."""
+    try:
+        yield
+    except Exception as error:
+        found = _OF_SYSTEM.search(str(error))
+        number = int(found[1]) if found else 0
+        if number not in NO_ROOM:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 @contextmanager

@@ -19,11 +19,16 @@ from rl_reasoner.audit import Audit, audit_run
 from rl_reasoner.audit.hashes import part_of, stage_folders
 from rl_reasoner.errors import RunStopped, UserError, first_line
 from rl_reasoner.files import whole_folder, write_json, write_text
+from rl_reasoner.foreign import json_object
 from rl_reasoner.hub import is_name
 from rl_reasoner.paths import check_goes_on, check_run, no_links, resume_command
 from rl_reasoner.pipeline.run_folder import HASHES, sealed_files
 from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.load import load_recipe
+
+
+class PushInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of an upload: the text says how to go on."""
 
 
 def publish_run(
@@ -46,12 +51,14 @@ def publish_run(
     for name, stage in stage_folders(run, recipe).items():  # policy/ may be of an earlier end
         if not (stage / "done.json").is_file():
             raise UserError(f"stage {name} of {run} is not finished: {resume_command(run)}")
+    if not (run / HASHES).is_file():  # its last files may be half written
+        raise UserError(f"{run} has not come to its end: finish it with {resume_command(run)}")
     audit = audit_run(run, replays=False, quiet=True, note=note)
     if not audit.holds:
         wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
         raise RunStopped(f"{run} is not what it says it is, and is not published:\n{wrong}")
     with whole_folder(folder) as partial:
-        shutil.copytree(run / "policy", partial)
+        _copy_policy(run, partial)
         weights = sorted(partial.glob("*.safetensors"))
         if (run / "report.html").is_file():
             shutil.copy(run / "report.html", partial)
@@ -61,6 +68,15 @@ def publish_run(
         if records:
             _copy_records(run, partial / "run")
     return audit
+
+
+def _copy_policy(run: Path, target: Path) -> None:
+    """Copy the files of policy/ that the run has made: what else lies there is not published."""
+    names = [Path(name) for name in json_object(run / HASHES)]
+    for name in sorted(name for name in names if name.parts[0] == "policy"):
+        place = target / name.relative_to("policy")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / name, place)
 
 
 def _copy_records(run: Path, target: Path) -> None:
@@ -84,6 +100,12 @@ def check_repository(name: str) -> None:
         raise UserError(f"--push {name!r:.80}: expected OWNER/NAME, as on the hub")
 
 
+def _by_hand(folder: Path, repository: str, private: bool) -> str:
+    """The command that uploads a folder: what is there on the hub already it leaves out."""
+    hidden = ["--private"] if private else []  # without it the hub makes a public one
+    return shlex.join(["hf", "upload", repository, str(folder), *hidden])
+
+
 def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
     """Upload a published folder to the hub, as a new commit of `repository`; its address.
 
@@ -97,10 +119,11 @@ def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
             repo_id=repository, folder_path=folder, commit_message="Published by rl-reasoner"
         )
     except Exception as error:  # each version of its client raises those of another HTTP library
-        hidden = ["--private"] if private else []  # without it the hub makes a public one
-        by_hand = shlex.join(["hf", "upload", repository, str(folder), *hidden])
         raise UserError(
             f"--push {repository}: the hub did not take it: {first_line(error)}. {folder} is "
-            f"written: log in with `hf auth login`, then `{by_hand}`"
+            f"written: log in with `hf auth login`, then `{_by_hand(folder, repository, private)}`"
         ) from error
+    except KeyboardInterrupt as error:
+        by_hand = _by_hand(folder, repository, private)
+        raise PushInterrupted(f"{folder} is written; push it with: {by_hand}") from error
     return f"https://huggingface.co/{repository}"

@@ -5,10 +5,11 @@ tokenizers. What the format has no place for is refused by name. The file is ope
 rl_reasoner.policy.gguf, and its logits are compared with the policy's.
 """
 
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rl_reasoner.errors import UserError, unknown
-from rl_reasoner.files import write_text
+from rl_reasoner.files import whole_folder, write_text
 from rl_reasoner.policy.gguf import convert_to
 from rl_reasoner.policy.policy import Policy
 
@@ -35,7 +36,7 @@ FROM ./policy.gguf
 
 
 def export_gguf(policy: Policy, folder: Path, dtype: str) -> tuple[Path, float]:
-    """Write `policy` (merged, on the CPU) to `folder`/policy.gguf, with a Modelfile for Ollama.
+    """Write `policy` (merged, on the CPU) to policy.gguf in a new `folder`, and a Modelfile.
 
     `dtype` of matrices is "fp32" or "bf16" (the policy's are rounded to it); vectors stay fp32.
     Returns the file, and how far its logits lie from the policy's when it is opened again
@@ -46,24 +47,17 @@ def export_gguf(policy: Policy, folder: Path, dtype: str) -> tuple[Path, float]:
     vocabulary = _vocabulary(policy)
     if dtype == "bf16":
         _round_matrices(policy.model)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".policy.gguf.part"
-    try:
-        _write(policy, partial, architecture, vocabulary, dtype)
-        apart = compare_logits(policy, partial)
+    with whole_folder(folder) as partial:
+        file = partial / "policy.gguf"
+        _write(policy, file, architecture, vocabulary, dtype)
+        apart = compare_logits(policy, file)
         if apart > TOLERANCE_OF_LOGITS:
             raise UserError(
                 f"--gguf: opened again, its logits lie {apart:.2g} apart from the policy's "
                 f"(relative), and {TOLERANCE_OF_LOGITS:g} is allowed: no file was written"
             )
-        partial.replace(folder / "policy.gguf")
-    except BaseException:  # Ctrl-C too: the next try wants a new folder
-        partial.unlink(missing_ok=True)
-        with suppress(OSError):  # there is something else in it
-            folder.rmdir()
-        raise
-    write_text(folder / "Modelfile", _MODELFILE)
-    return folder / "policy.gguf", apart
+        write_text(partial / "Modelfile", _MODELFILE)
+    return folder / file.name, apart
 
 
 def _write(policy: Policy, file: Path, architecture: str, vocabulary: Any, dtype: str) -> None:
@@ -79,7 +73,13 @@ def _write(policy: Policy, file: Path, architecture: str, vocabulary: Any, dtype
         _add_tensor(writer, names, name, tensor, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    try:
+        writer.write_tensors_to_file()
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        full = errno.ENOSPC  # numpy says only that less was written
+        raise OSError(full, os.strerror(full), str(file)) from error
     writer.close()
 
 

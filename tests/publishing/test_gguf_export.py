@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rl_reasoner.policy.policy import Policy
 from rl_reasoner.policy.scratch import scratch_policy
 from rl_reasoner.publishing.gguf_export import TOLERANCE_OF_LOGITS, compare_logits, export_gguf
 from support.commands import Cli
+from support.ready import Ready
 
 _TEXT = ["What is 12 * 34? Think step by step, then say the answer.", "x^2 - 5x + 6 = 0, so x = 2"]
 QWEN = (
@@ -118,6 +121,34 @@ def test_a_file_that_would_be_another_policy_is_not_written_and_leaves_no_folder
     with pytest.raises(UserError, match="no file was written"):
         export_gguf(a_policy("llama", hidden_act="relu"), tmp_path / "out", "fp32")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bytes_each", [1 << 10, 1 << 16], ids=["settings", "tensors"])
+def test_no_room_for_the_file_is_one_line_and_leaves_none(
+    bytes_each: int, tmp_path: Path, cli: Cli
+) -> None:
+    a_policy("qwen3").save(tmp_path / "policy")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_each, hard))
+    try:
+        ended = cli("export", "policy", "out", "--gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ") and "out" in ended.err
+    assert [file.name for file in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_killed_export_may_be_given_again(tmp_path: Path, cli: Cli) -> None:
+    a_policy("qwen3").save(tmp_path / "policy")
+    argv = ("export", "policy", "out", "--gguf")
+    killing = "import os\nfrom gguf import GGUFWriter as Writer\n"
+    killing += "Writer.write_tensors_to_file = lambda _: os.kill(os.getpid(), 9)\n"
+    killing += "import sys; from rl_reasoner.cli import main; sys.exit(main())"
+    assert Ready(tmp_path, killing, *argv).wait().returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists(), "a part of a file"
+    assert cli(*argv).code == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"policy.gguf", "Modelfile"}
 
 
 def test_another_policys_file_is_told(tmp_path: Path) -> None:

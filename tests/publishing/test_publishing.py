@@ -155,7 +155,7 @@ class Hub:
     """The hub's edge: what it was asked for; `fails` is raised in the upload."""
 
     asked: list[tuple[Any, ...]] = []  # noqa: RUF012
-    fails: Exception | None = None
+    fails: BaseException | None = None
 
     def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
         self.asked.append(("create", repository, private, exist_ok))
@@ -192,6 +192,16 @@ def test_a_folder_is_pushed(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatc
     shutil.rmtree("out")
     ended = cli("publish", "run", "out", "--push", "me/tiny", "--public")
     assert "`hf upload me/tiny out`" in ended.err
+
+
+def test_an_upload_that_is_interrupted_tells_how_to_go_on(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_reasoner.publishing.folder.HfApi", Hub)
+    monkeypatch.setattr(Hub, "fails", KeyboardInterrupt())
+    ended = cli("publish", "run", "out", "--push", "me/tiny")
+    assert ended.code == 130 and Path("out/README.md").is_file()
+    assert "out is written; push it with: hf upload me/tiny out --private" in ended.err
 
 
 @pytest.mark.parametrize(

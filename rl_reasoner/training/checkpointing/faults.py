@@ -7,7 +7,6 @@ full disk: the half-written checkpoint goes, the last good one stays. Knows noth
 """
 
 import copy
-import errno
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import TrainerCallback
 
 from rl_reasoner.distributed.sharding import any_rank, local_shard
 from rl_reasoner.errors import RunStopped
+from rl_reasoner.files import NO_ROOM
 from rl_reasoner.training.checkpointing.checkpoints import drop_damaged, is_sealed, steps_in
 from rl_reasoner.training.checkpointing.exact_resume import random_states, set_random_states
 from rl_reasoner.training.trl_internals import training_metrics
@@ -27,6 +27,7 @@ MOST_SKIPPED = 10
 _IN_WORDS = (
     "No space left",
     "os error 28",
+    "os error 27",
     "os error 122",
     "PytorchStreamWriter failed",
     "iostream error",
@@ -156,7 +157,7 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether `error`, or what it came from, says that nothing more can be written."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(seen, OSError) and seen.errno in NO_ROOM:
             return True
         if any(words in str(seen) for words in _IN_WORDS):
             return True
