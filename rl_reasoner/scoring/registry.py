@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.paths import room
-from rl_reasoner.scoring.beside import beside
+from rl_reasoner.scoring.beside import beside, hash_of_code
 from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.scoring.option_types import option_parameters, read_option, wrong_options
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
@@ -22,6 +22,8 @@ from rl_reasoner.scoring.trl_form import form_mistake
 
 ENTRY_POINTS = "rl_reasoner.rewards"
 """The group of entry points by which packages make their rewards known."""
+CODE = "__code_hash__"
+"""The global of a module made of a file that holds the file's hash, as it was imported."""
 
 
 def shipped_rewards() -> list[str]:
@@ -174,6 +176,7 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
             raise UserError(f"{kind} {reference!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
+        vars(module)[CODE] = hash_of_code(path)
         with beside(path.parent):
             spec.loader.exec_module(module)
     except SyntaxError as error:
