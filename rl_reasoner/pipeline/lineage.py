@@ -192,9 +192,13 @@ def hashes_of_code(recipe: Recipe) -> dict[str, str]:
     judges = [getattr(stage, "reward", None) for stage in recipe.stages]
     tools = recipe.tools.use if recipe.tools else ()
     played = [recipe.environment.use] if recipe.environment else []
-    named = [_named_in_options(recipe, stage) for stage in recipe.stages]
+    small = [
+        {name: value for name, value in options.items() if name != "policy"}
+        for stage in recipe.stages
+        for options in _options_of(recipe, stage)
+    ]
     code = _codes([*recipe.rewards, *filter(None, judges), *tools, *played], {})
-    return {name: now for hashes in (*named, code) for name, now in hashes.items()}
+    return files_of_options(*small) | code
 
 
 def edited_since(recipe: Recipe, read: Mapping[str, str]) -> list[str]:
@@ -262,12 +266,17 @@ def _is_policy(folder: Path) -> bool:
 
 def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """The hashes of what the options of a stage's rewards and of its environment name."""
-    used = [recipe.environment.options] if recipe.environment else []
+    return files_of_options(*_options_of(recipe, stage))
+
+
+def _options_of(recipe: Recipe, stage: Stage) -> list[Mapping[str, Any]]:
+    """The options of a stage's rewards and of its environment."""
+    used: list[Mapping[str, Any]] = [recipe.environment.options] if recipe.environment else []
     if stage.kind == "grpo":
         used += [spec.options for spec in recipe.rewards.values()]
     if isinstance(stage, RowStage):
         used.append(stage.reward_options)
-    return files_of_options(*used)
+    return used
 
 
 def facts_of_turns(recipe: Recipe) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def is_edited(packed: Mapping[str, Any]) -> bool:
     if "code" not in packed:
         return False
     stem = Path(packed["module"]).stem
-    return getattr(sys.modules.get(f"{FILE_MODULE}{stem}"), CODE, None) != packed["code"]
+    return bool(getattr(sys.modules.get(f"{FILE_MODULE}{stem}"), CODE, None) != packed["code"])
 
 
 def _place(target: Any, many: Any) -> dict[str, str] | None:
