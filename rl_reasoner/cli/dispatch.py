@@ -44,7 +44,7 @@ from rl_reasoner.distributed import launcher, processes
 from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
 from rl_reasoner.files import NO_ROOM
 from rl_reasoner.paths import resume_command
-from rl_reasoner.report.console import err, out, wrapped
+from rl_reasoner.report.console import err, out, results_apart, wrapped
 from rl_reasoner.version import __version__
 
 Verb = (
@@ -167,7 +167,8 @@ def _run(argv: Sequence[str]) -> None:
     err.quiet = getattr(verb, "quiet", False)
     warnings.showwarning = _print_old_name
     try:
-        with _ends_in_order(verb):
+        apart = results_apart() if getattr(verb, "json", False) else contextlib.nullcontext()
+        with apart, _ends_in_order(verb):
             verb.run()
     finally:
         err.quiet = False

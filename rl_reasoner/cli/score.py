@@ -1,5 +1,6 @@
 """The verb `score`: a reward on saved completions, or on those of a run."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.files import write_jsonl
 from rl_reasoner.report.console import emit, err, excerpt, new_table
 
+_log = logging.getLogger(__name__)
 _PIECE = 256  # rows that are scored at once
 _SHOWN = 50  # rows of a table
 
@@ -153,6 +155,7 @@ def _score_rows(
     from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
     from rl_reasoner.scoring.outcome import outcome_json
     from rl_reasoner.scoring.reward import Reward
+    from rl_reasoner.scoring.trial_call import option_like_a_column
 
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
@@ -180,6 +183,8 @@ def _score_rows(
     ]
     if "prompt" in columns:
         columns["prompt"] = columns["prompts"]
+    if said := option_like_a_column(function, columns):
+        _log.warning(said)
     err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
     completions = columns.pop("completion")
     alone = isinstance(function, Reward) and not function.group  # others may see the whole batch

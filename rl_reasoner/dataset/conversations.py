@@ -9,10 +9,13 @@ prompt goes to the column `system`, a single message of a user to `problem`; of 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
+
 TURNS = "prompt_messages"  # the column with the turns of a longer conversation
 _Message = dict[str, str]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _ASKING = ("user", "tool")  # who may speak last in a prompt
+_CALLS = ("tool_calls", "function_call")
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +77,10 @@ def check_messages(value: Any, what: str) -> list[_Message]:
         if not isinstance(roles, list) or not isinstance(contents, list):
             value = [value]
         else:
-            value = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
-    messages = []
+            lists = {name: own for name, own in value.items() if isinstance(own, list)}
+            turns = zip(*lists.values(), strict=False)
+            value = [dict(zip(lists, own, strict=True)) for own in turns]
+    messages, last = [], len(value)
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             has = ", ".join(map(str, message)) if isinstance(message, Mapping) else ""
@@ -86,12 +91,28 @@ def check_messages(value: Any, what: str) -> list[_Message]:
             raise ValueError(
                 f"{what}: message {number} has the role {role!r:.40}, none of {', '.join(_ROLES)}"
             )
+        if called := next((name for name in _CALLS if message.get(name)), None):
+            raise ValueError(
+                f"{what}: message {number} has {called}, and of messages the content alone is "
+                "read: write the call there, as the policy is to write it"
+            )
         if not isinstance(content, str):
             raise ValueError(f"{what}: the content of message {number} is not text")
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": _whole(message) if number == last else content})
     if not messages:
         raise ValueError(f"{what} has no message")
     return messages
+
+
+def _whole(message: Mapping[str, Any]) -> str:
+    """The content of the last message, behind the assistant's reasoning where that is apart.
+
+    It may be what is learned. Of earlier turns chat templates leave it out.
+    """
+    content, thoughts = str(message["content"]), message.get("reasoning_content")
+    if message["role"] != "assistant" or not isinstance(thoughts, str) or not thoughts.strip():
+        return content
+    return content if OPEN_THINK in content else f"{OPEN_THINK}{thoughts}{CLOSE_THINK}{content}"
 
 
 def _asked(messages: list[_Message]) -> dict[str, Any]:

@@ -149,6 +149,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
         if line.error is not None:
             if line.text.startswith(_GZIP):
                 raise UserError(f"{path} is compressed: gunzip it first") from line.error
+            if line.number == 1 and ending(path) not in (*FORMS, ".ndjson"):
+                raise UserError(
+                    f"{path}: no form of rows that is known: expected {', '.join(FORMS)}; save a "
+                    "spreadsheet as CSV"
+                ) from line.error
             if line.number == 1 and line.text.strip() == b"{":
                 reason = "one object over several lines"
                 raise UserError(f"{path}: {reason}; {_WANTED}") from line.error

@@ -432,7 +432,8 @@ def _failure(error: Exception) -> tuple[str, str]:
     name, status = type(error).__name__, getattr(error, "status_code", None)
     cause = error.__cause__
     if status is not None:
-        hint = " (structured: false, for a server without JSON schemas)" if status < 429 else ""
+        refused = status in (400, 422)
+        hint = " (structured: false, for a server without JSON schemas)" if refused else ""
         return f"HTTP {status}", f"the server answered {status}: {str(error)[:160]}{hint}"
     if name == "APITimeoutError":
         return "timeout", "no reply in time"

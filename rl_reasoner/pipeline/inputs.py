@@ -21,7 +21,7 @@ from rl_reasoner.errors import UserError, did_you_mean, unknown
 from rl_reasoner.evaluation.evaluate import check_judge, load_set
 from rl_reasoner.hacking.judges import check_own_judge
 from rl_reasoner.pipeline.control_rewards import with_forms
-from rl_reasoner.pipeline.lineage import hashes_of_data, reused_path
+from rl_reasoner.pipeline.lineage import hashes_of_code, hashes_of_data, reused_path
 from rl_reasoner.policy.names import check_policy
 from rl_reasoner.recipe.dashboards import dashboards_of
 from rl_reasoner.recipe.data import AnyData, FileData, StageData, TaskData, data_sources
@@ -34,7 +34,7 @@ from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_reward
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of
-from rl_reasoner.scoring.trial_call import try_reward
+from rl_reasoner.scoring.trial_call import option_like_a_column, try_reward
 from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Row
 
@@ -54,7 +54,8 @@ class Inputs:
     rewards: Mapping[str, Callable[..., Any]]
     """by their names in the recipe"""
     read: Mapping[str, str] = field(default_factory=dict)
-    """the hash of each data file when its rows were read: it may be edited while the run trains"""
+    """the hash of each file when it was read: data, and the user's code; it may be edited while
+    the run trains"""
 
 
 class Problems:
@@ -89,7 +90,7 @@ def read_inputs(recipe: Recipe, locate: Locate | None = None, *, starts: bool = 
     rewards = _find_named(recipe, problems, starts=starts)
     rows: dict[str, list[Row]] = {stage.name: [] for stage in recipe.stages}
     known = [i for i in range(len(recipe.stages)) if not made_in_run(recipe, i)]
-    hashes: dict[str, str] = {}
+    hashes: dict[str, str] = {} if problems.found else hashes_of_code(recipe)
     for turn in _TURNS:
         for index in (i for i in known if _turn_of(recipe, i) == turn):
             stage = recipe.stages[index]
@@ -225,6 +226,7 @@ def _try_rewards(
 ) -> None:
     """Call each reward once on a real row of each task; and ask for the forms of a control arm."""
     failed: dict[str, str] = {}
+    doubtful: dict[str, str] = {}
     for stage in (one for one in recipe.stages if one.kind == "grpo"):
         named: list[Row] = []
         with problems.field("rewards"):
@@ -232,9 +234,13 @@ def _try_rewards(
         for name, function in rewards.items():
             optional = rule_of(function, recipe.rewards[name].optional).optional
             for row in _first_of_each_task(named, name_of(function)):
+                if said := option_like_a_column(function, (*row, EPISODE)):
+                    doubtful[name] = said
                 with problems.field("rewards", name):
                     if said := _try_reward(function, name, row, optional=optional):
                         failed.setdefault(name, said)
+    for said in doubtful.values():
+        _log.warning(said)
     for name, said in failed.items():
         _log.warning("reward %s failed on its trial call: %s", name, said)
     if "form_only" in recipe.controls and recipe.controlled and not problems.found:

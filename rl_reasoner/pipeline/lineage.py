@@ -9,7 +9,7 @@ recipes and files; nothing of torch.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +40,7 @@ _WITHOUT_EFFECT = ("name", "start", "policy", "teacher", "save_every")
 _CODE_OPTIONS = ("function", "factory")  # of `judge` and its copies, and of the environment `trl`
 _SHOWN = 3  # differences that are named
 _MISSING = object()
+_NONE: Mapping[str, str] = {}
 
 
 def facts_of(
@@ -48,14 +49,15 @@ def facts_of(
     """What decides the result of `stage`, as JSON values.
 
     `made` has the hash of what each stage has made that this one needs (see `Recipe.needs`),
-    `read` those of data files as they were when a run read them (`hashes_of_data`).
+    `read` those of files as they were when a run read them (`hashes_of_data`, `hashes_of_code`).
     """
+    read = read or {}
     if stage.reuse is not None:
         return {"reuse": hash_of(reused_path(stage))}
     fields = stage.model_dump(mode="json")
     facts: dict[str, Any] = {k: v for k, v in fields.items() if k not in _WITHOUT_EFFECT}
     facts["data"] = recipe.data_of(stage).model_dump(mode="json")
-    facts["files"] = _files(recipe, stage, made, read or {})
+    facts["files"] = _files(recipe, stage, made, read)
     start = recipe.start_of(stage)
     source = getattr(stage, "policy", None) or recipe.policy.source
     facts["from"] = made[start] if start else hash_of_source(source, recipe.run.seed)
@@ -65,20 +67,20 @@ def facts_of(
     if recipe.system:
         facts["system"] = recipe.system
     if recipe.tools:
-        facts["tools"] = facts_of_tools(recipe.tools)
+        facts["tools"] = facts_of_tools(recipe.tools, read)
     if recipe.environment:
-        facts["environment"] = facts_of_environment(recipe.environment)
+        facts["environment"] = facts_of_environment(recipe.environment, read)
     if stage.kind == "grpo":
         facts["rewards"] = {
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
         }
-        facts["code"] = {name: code for name in recipe.rewards if (code := code_of_own(name))}
+        facts["code"] = _codes(recipe.rewards, read)
         if recipe.run.overlap != "off":
             facts["overlap"] = recipe.run.overlap
     if isinstance(stage, RowStage) and stage.reward:
-        facts["code"] = code_of_own(stage.reward)
+        facts["code"] = _codes([stage.reward], read).get(stage.reward)
     if named := _named_in_options(recipe, stage):
-        facts["named"] = named
+        facts["named"] = {name: read.get(name, now) for name, now in named.items()}
     if not isinstance(stage, RowStage):
         facts["precision"] = recipe.run.precision
         if recipe.run.precision == "fp8":
@@ -180,6 +182,31 @@ def hashes_of_data(recipe: Recipe, stage: Stage) -> dict[str, str]:
     return hashes
 
 
+def hashes_of_code(recipe: Recipe) -> dict[str, str]:
+    """The hash of each file of the user's that decides what stages make, but for data and policies.
+
+    By their references: rewards, tools, the environment, and what options name.
+    """
+    judges = [getattr(stage, "reward", None) for stage in recipe.stages]
+    tools = recipe.tools.use if recipe.tools else ()
+    played = [recipe.environment.use] if recipe.environment else []
+    small = [
+        {name: value for name, value in options.items() if name != "policy"}
+        for stage in recipe.stages
+        for options in _options_of(recipe, stage)
+    ]
+    code = _codes([*recipe.rewards, *filter(None, judges), *tools, *played], {})
+    return files_of_options(*small) | code
+
+
+def edited_since(recipe: Recipe, read: Mapping[str, str]) -> list[str]:
+    """Which of the files that a run has `read` have other hashes now, by their names there."""
+    now = hashes_of_code(recipe)
+    for stage in recipe.stages:
+        now |= hashes_of_data(recipe, stage)
+    return [name for name, was in read.items() if now.get(name) != was]
+
+
 def hash_of_set(name: str) -> str:
     """What stands for a data file: its content's hash, or that it comes from the hub."""
     file = find_set(name)
@@ -197,15 +224,17 @@ def hash_of_source(source: str, seed: int) -> str:
     return f"{source}, seed {seed}" if source.startswith("scratch:") else source
 
 
-def facts_of_tools(tools: ToolSettings) -> dict[str, Any]:
+def facts_of_tools(tools: ToolSettings, read: Mapping[str, str] = _NONE) -> dict[str, Any]:
     """What decides what calls give: the settings, and the files of the user's tools."""
-    code = {name: code for name in tools.use if (code := code_of_own(name))}
+    code = _codes(tools.use, read)
     return {**tools.model_dump(mode="json"), **({"code": code} if code else {})}
 
 
-def facts_of_environment(environment: EnvironmentSettings) -> dict[str, Any]:
+def facts_of_environment(
+    environment: EnvironmentSettings, read: Mapping[str, str] = _NONE
+) -> dict[str, Any]:
     """What decides what an environment answers: the settings, and the user's file."""
-    code = code_of_own(environment.use)
+    code = _codes([environment.use], read).get(environment.use)
     return {**environment.model_dump(mode="json"), **({"code": code} if code else {})}
 
 
@@ -235,12 +264,17 @@ def _is_policy(folder: Path) -> bool:
 
 def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """The hashes of what the options of a stage's rewards and of its environment name."""
-    used = [recipe.environment.options] if recipe.environment else []
+    return files_of_options(*_options_of(recipe, stage))
+
+
+def _options_of(recipe: Recipe, stage: Stage) -> list[Mapping[str, Any]]:
+    """The options of a stage's rewards and of its environment."""
+    used: list[Mapping[str, Any]] = [recipe.environment.options] if recipe.environment else []
     if stage.kind == "grpo":
         used += [spec.options for spec in recipe.rewards.values()]
     if isinstance(stage, RowStage):
         used.append(stage.reward_options)
-    return files_of_options(*used)
+    return used
 
 
 def facts_of_turns(recipe: Recipe) -> list[dict[str, Any]]:
@@ -276,6 +310,12 @@ def evaluations_of(file: Path, key: str, files: Mapping[str, str]) -> list[Path]
         return manifest.get("key") == key and {**files, **mapping(manifest.get("files"))} == files
 
     return [one for one in dict.fromkeys((file, *file.parent.glob("*.json"))) if is_same(one)]
+
+
+def _codes(references: Iterable[str], read: Mapping[str, str]) -> dict[str, str]:
+    """The hashes of the user's code among `references`: as it was `read`, else as it is."""
+    found = {name: read.get(name) or code_of_own(name) for name in references}
+    return {name: code for name, code in found.items() if code}
 
 
 def reused_path(stage: Stage) -> Path:

@@ -37,13 +37,14 @@ from rl_reasoner.recipe.stages import (
     RowStage,
     SampleStage,
     SftStage,
+    Stage,
     TrainedStage,
 )
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rewards.math_answer import math_answer
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows
-from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids
+from rl_reasoner.rollout.sampler import eos_ids, long_rows, prompt_ids, refused_prompt
 from rl_reasoner.rollout.sampling_weights import sampled_weights
 from rl_reasoner.rollout.server import ServerFailed
 from rl_reasoner.rollout.tool_turns import ToolUse
@@ -121,9 +122,11 @@ def inspect(
     if recipe.environment:
         notices.append(_environment(recipe, recipe.environment, prepared, policy))
     for stage in recipe.stages:
+        rows = prepared.rows[stage.name]
+        refused = _refused(recipe, stage, rows, policy)
+        notices += refused
         if isinstance(stage, RowStage):
             continue
-        rows = prepared.rows[stage.name]
         notices.append(_learning_rate(recipe, stage, policy))
         if isinstance(stage, GrpoStage):
             notices.append(_group_size(stage))
@@ -131,7 +134,7 @@ def inspect(
                 notices.append(_vllm_server(recipe, stage, rollouts, rows, policy))
             notices.append(_hacking_meter(recipe, stage, rows, prepared))
             notices += _golds(stage, rows, prepared)
-            if rows:
+            if rows and not refused:
                 notices.append(_prompts(recipe, stage, rows, policy))
         elif rows and isinstance(stage, SftStage):
             notices.append(_batch_size(stage, len(rows)))
@@ -395,6 +398,17 @@ def _batch_size(stage: SftStage, rows: int) -> Notice:
     message = f"stage {stage.name}: {rows} rows, {stage.batch} per step"
     fix = f"every step has all {rows}: use a smaller batch"
     return warn_if(rows < stage.batch, "batch", message, fix)
+
+
+def _refused(recipe: Recipe, stage: Stage, rows: list[Row], policy: Policy) -> list[Notice]:
+    """The first row whose chat the policy's template refuses, if there is one."""
+    if getattr(stage, "policy", None):  # it has a template of its own
+        return []
+    prompts = [prompt_of(row, recipe.template, policy.tokenizer) for row in rows]
+    if (found := refused_prompt(prompts, policy, recipe.tools)) is None:
+        return []
+    message = f"stage {stage.name}, row {found[0] + 1}: {found[1]}"
+    return [Notice("prompts", "failed", message, "merge turns, or change the chat template")]
 
 
 def _prompts(recipe: Recipe, stage: GrpoStage, rows: list[Row], policy: Policy) -> Notice:

@@ -31,7 +31,7 @@ class Prepared:
     step_prompts: Mapping[str, int]
     """how many prompts a step of a grpo or distill stage takes, by stage"""
     read: Mapping[str, str]
-    """the hash of each data file when its rows were read"""
+    """the hash of each file of data or code when it was read"""
 
 
 def prepare(

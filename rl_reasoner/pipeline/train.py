@@ -17,7 +17,7 @@ from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.machine import choices
 from rl_reasoner.pipeline.controls import follow_controls, train_controls
 from rl_reasoner.pipeline.inputs import Inputs, read_inputs
-from rl_reasoner.pipeline.lineage import window_of
+from rl_reasoner.pipeline.lineage import edited_since, window_of
 from rl_reasoner.pipeline.placement import Placement, choose_placement
 from rl_reasoner.pipeline.prepare import Prepared, prepare
 from rl_reasoner.pipeline.run_folder import FolderGone, Interrupted, RunFolder
@@ -99,7 +99,17 @@ def train(
             ref = session.go(window, changed=changed, again=first is not None, command=command)
             train_controls(session)
             policy = session.end(ref)
+            _tell_edited(session)
             return Run(run.path, policy, session.evals, run.path / "report.html")
+
+
+def _tell_edited(session: Session) -> None:
+    """Say which files were edited while the run went on: its record has them as they were."""
+    if edited := edited_since(session.recipe, session.prepared.read):
+        session.view.note(
+            f"edited while the run went on: {', '.join(edited)}. It is recorded with what was read "
+            "at its start; --resume runs again what depends on them"
+        )
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -102,11 +102,28 @@ err = console(stderr=True)
 out = console(width=None if sys.stdout.isatty() else 200)
 
 
+_apart: list[Any] = []  # where `emit` writes JSON
+
+
+@contextmanager
+def results_apart() -> Iterator[None]:
+    """Inside, standard output has the JSON of `emit` and no more.
+
+    What a user's reward, tool or recipe prints in this process goes to standard error.
+    """
+    _apart.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _apart.pop()
+
+
 def emit(as_json: bool, value: Mapping[str, Any], shown: Any) -> None:
     """Print a verb's result: `value` as JSON, or what a reader sees (`shown`)."""
     if as_json:
         text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-        print(printable_json(text), flush=True)
+        print(printable_json(text), file=_apart[-1] if _apart else None, flush=True)
     else:  # a text goes out as it is: no line broken
         whole = not isinstance(shown, Table)
         out.print(shown, highlight=False, soft_wrap=whole)

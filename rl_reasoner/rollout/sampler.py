@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from rl_reasoner.distributed import processes
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, first_line
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.packed_linear import ROUNDED
 from rl_reasoner.language.thinking import CLOSE_THINK, NO_CHAIN, OPEN_THINK
@@ -60,7 +60,7 @@ def prompt_ids(
     """The token ids of a prompt followed by `prefix`, the start of the completion.
 
     `schemas` are those of tools, which the chat template tells the policy. Raises `UserError` for a
-    chat that the policy's tokenizer has no template for.
+    chat that the policy's tokenizer has no template for, or that its template refuses.
     """
     tokenizer = policy.tokenizer
     if isinstance(prompt, str):
@@ -70,10 +70,37 @@ def prompt_ids(
             f"the tokenizer of {policy.source} has no chat template: "
             "choose the prompt template plain, r1 or a text with {problem} in it"
         )
-    text = tokenizer.apply_chat_template(
-        prompt, tools=schemas, add_generation_prompt=True, tokenize=False
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            prompt, tools=schemas, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template may raise anything, and some know no system prompt
+        roles = ", ".join(message["role"] for message in prompt)
+        raise UserError(
+            f"the chat template of {policy.source} refuses a chat of {roles} "
+            f"({prompt[-1]['content']!r:.60}): {first_line(error)}"
+        ) from error
     return list(tokenizer(text + prefix, add_special_tokens=False)["input_ids"])
+
+
+def refused_prompt(
+    prompts: Sequence[Prompt], policy: Policy, tools: ToolSettings | None = None
+) -> tuple[int, str] | None:
+    """The index of the first prompt whose chat the policy's template refuses, and why; else None.
+
+    Templates look at roles: some know no system prompt, or want user and assistant in turn. So one
+    chat of each order of roles is tried.
+    """
+    tried: set[tuple[str, ...]] = set()
+    for index, prompt in enumerate(prompts):
+        roles = () if isinstance(prompt, str) else tuple(message["role"] for message in prompt)
+        if roles and roles not in tried:
+            tried.add(roles)
+            try:
+                prompt_ids(policy, prompt, schemas=ToolUse.told(tools, policy.tokenizer))
+            except UserError as error:
+                return index, str(error)
+    return None
 
 
 def eos_ids(policy: Policy) -> list[int]:

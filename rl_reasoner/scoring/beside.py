@@ -10,6 +10,7 @@ is kept under its name (`hash_of_code`, `text_of_code`).
 
 import ast
 import hashlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -51,8 +52,13 @@ def beside(folder: Path) -> Iterator[None]:
     """Inside, imports find what lies in `folder`.
 
     Modules of another folder that are called like a file of this one are out of the way meanwhile.
+    A file that changes the working folder does so for its own process alone: the trainer's paths
+    are those of the folder that it began in.
     """
-    finder = _Beside(str(folder))
+    finder, working = _Beside(str(folder)), None
+    if not any(isinstance(one, _Beside) for one in sys.meta_path):  # not a process of the file's
+        with suppress(OSError):
+            working = Path.cwd()
     hidden = _hide_namesakes(folder)
     sys.meta_path.insert(0, finder)
     try:
@@ -63,6 +69,9 @@ def beside(folder: Path) -> Iterator[None]:
         for name in [one for one in sys.modules if one.partition(".")[0] in hidden]:
             del sys.modules[name]
         sys.modules.update(hidden)
+        if working is not None:
+            with suppress(OSError):
+                os.chdir(working)
 
 
 def stay_beside(folder: Path) -> None:

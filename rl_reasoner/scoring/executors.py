@@ -62,6 +62,7 @@ class Process:
         self.extras: Mapping[str, Any] = {}
         self.history: list[Any] = []  # trl's log, of which the worker has the first `sent`
         self.sent = 0
+        self.edited = False  # whether it has another text of the file than the trainer
         self.worker = Worker("rl_reasoner.scoring.worker", str(limits.memory_mb), shown=True)
         self.load(reward)
 
@@ -73,6 +74,7 @@ class Process:
         if "failed" in reply:
             self.worker.stop()
             raise ImportError(f"a worker process cannot load it ({reply['failed']})")
+        self.edited = bool(reply["edited"])
 
     def send(self, call: RewardCall, deadline: float) -> None:
         """Begin with the rows of `call`."""

@@ -22,6 +22,8 @@ from rl_reasoner.scoring.trl_form import form_mistake
 
 ENTRY_POINTS = "rl_reasoner.rewards"
 """The group of entry points by which packages make their rewards known."""
+CODE = "__code_hash__"
+"""The global of a module made of a file that holds the file's hash, as it was imported."""
 
 
 def shipped_rewards() -> list[str]:
@@ -183,6 +185,7 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
             raise UserError(f"{kind} {reference!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
+        vars(module)[CODE] = hash_of_code(path)
         with beside(path.parent):
             spec.loader.exec_module(module)
     except SyntaxError as error:

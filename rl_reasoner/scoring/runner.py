@@ -201,6 +201,12 @@ class Runner:
         if not self.here:
             try:
                 self._place = Process(self._packed, self.limits)
+                if self._place.edited:
+                    _log.warning(
+                        "reward %r: its file, or a helper beside it, was edited after this command "
+                        "had read it; its process, started now, judges by the new text",
+                        self.name,
+                    )
                 return self._place
             except ImportError as error:
                 self._move_here(str(error))

@@ -17,7 +17,7 @@ from typing import Any, cast
 import cloudpickle
 
 from rl_reasoner.scoring.beside import stay_beside, stay_beside_code
-from rl_reasoner.scoring.registry import import_module_of
+from rl_reasoner.scoring.registry import CODE, import_module_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import TEXT, reward_from_source
 
@@ -142,9 +142,25 @@ def _place_of_object(target: Any) -> dict[str, str] | None:
     for space in [one for one in spaces if str(one.get("__name__")).startswith(FILE_MODULE)]:
         own = [n for n, v in space.items() if (v.fn if isinstance(v, Reward) else v) is target]
         if own:
-            file = str(space.get("__file__"))
-            return {"module": file, "name": own[0], "folder": str(Path(file).parent)}
+            return _in_file(space, own[0])
     return None
+
+
+def _in_file(space: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The same for `name` in the file whose globals are `space`, and the file's hash."""
+    file = str(space.get("__file__"))
+    code = {"code": space[CODE]} if CODE in space else {}
+    return {"module": file, "name": name, "folder": str(Path(file).parent), **code}
+
+
+def is_edited(packed: Mapping[str, Any]) -> bool:
+    """Whether the file of a reward that was unpacked here was another when it was packed."""
+    if "around" in packed:
+        return is_edited(packed["around"])
+    if "code" not in packed:
+        return False
+    stem = Path(packed["module"]).stem
+    return bool(getattr(sys.modules.get(f"{FILE_MODULE}{stem}"), CODE, None) != packed["code"])
 
 
 def _place(target: Any, many: Any) -> dict[str, str] | None:
@@ -177,7 +193,7 @@ def _place(target: Any, many: Any) -> dict[str, str] | None:
             return {"module": module, "name": name, **_folder_of(module, Path(str(file)))}
     if not file or not file.endswith(".py"):
         return None
-    return {"module": file, "name": name, "folder": str(Path(file).parent)}
+    return _in_file(space, name)
 
 
 def _folder_of(module: str, file: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ for what it was given, whatever the completion.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rl_reasoner.errors import UserError
@@ -54,6 +54,25 @@ def try_reward(
     return (
         f"{said}. It was given the row's answer alone, {answer!r:.60}; completions of a policy on "
         "which it fails leave their groups"
+    )
+
+
+def option_like_a_column(fn: Callable[..., Any], columns: Iterable[str]) -> str:
+    """That an option of the reward `fn`, which is not set, is called like a column; else empty.
+
+    `def f(completion, answer="")` has no column `answer`, and is given none.
+    """
+    if not isinstance(fn, Reward) or is_shipped(fn):
+        return ""
+    given = ("prompt", POLICY_TEXT, *columns)
+    like = [name for name in given if name in fn.defaults and name not in fn.options]
+    if not like:
+        return ""
+    name, default = like[0], fn.defaults[like[0]]
+    return (
+        f"reward {fn.name!r} is not given the column {name!r}: its parameter has a default, so it "
+        f"is an option, and stays {default!r:.40}. Leave the default out; or write "
+        f"{name}=Column({default!r:.40}) where rows may lack it"
     )
 
 

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any, TextIO
 
 from rl_reasoner.scoring.call import call_reward
-from rl_reasoner.scoring.transport import snapshot, unpack_reward
+from rl_reasoner.scoring.transport import is_edited, snapshot, unpack_reward
 from rl_reasoner.types import Fault, Outcome
 from rl_reasoner.workers import as_worker
 
@@ -43,7 +43,7 @@ def _load(packed: dict[str, Any], out: TextIO) -> Any:
     except BaseException as error:  # a module may raise anything, SystemExit too
         _put(out, {"failed": f"{type(error).__name__}: {error}"})
         return None
-    _put(out, {"loaded": True})
+    _put(out, {"loaded": True, "edited": is_edited(packed)})
     return fn
 
 

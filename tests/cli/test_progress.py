@@ -37,3 +37,12 @@ def test_json_has_standard_output_to_itself(tmp_path: Path, cli: Cli) -> None:
     ended = cli("score", "math_answer", file, "--json")
     assert json.loads(ended.out)["mean"] == 1.0
     assert "scoring 1 rows" in ended.err
+
+
+def test_json_is_alone_where_a_file_of_the_users_prints(tmp_path: Path, cli: Cli) -> None:
+    body = "def loud(completions, **columns):\n    return [1.0 for one in completions]\n"
+    (tmp_path / "loud.py").write_text(f"print('read the table')\n{body}")
+    (tmp_path / "rows.jsonl").write_text(lines({"completion": "a", "problem": "1+1="}))
+    ended = cli("score", "loud.py:loud", "rows.jsonl", "--json")
+    assert json.loads(ended.out)["mean"] == 1.0 and "read the table" in ended.err
+    assert "read the table" in cli("score", "loud.py:loud", "rows.jsonl").out

@@ -28,6 +28,7 @@ def message(role: str, content: str) -> dict[str, str]:
 
 ASKED = [message("user", "1+1=")]
 TOLD = [message("system", "Be brief."), *ASKED]
+CALLS = [{"function": {"name": "add", "arguments": {"a": 1, "b": 1}}}]
 LONG = [*ASKED, message("assistant", "2"), message("user", "and 1 more?")]
 
 
@@ -37,10 +38,10 @@ def one(**row: Any) -> dict[str, Any]:
     return good[0]
 
 
-def chat_policy(folder: Path) -> str:
+def chat_policy(folder: Path, template: str = TEMPLATE) -> str:
     """A tiny policy with a chat template, in a folder."""
     policy = open_policy("scratch:dense-tiny", device="cpu")
-    policy.tokenizer.chat_template = TEMPLATE
+    policy.tokenizer.chat_template = template
     policy.save(folder / "chatty")
     return str(folder / "chatty")
 
@@ -73,6 +74,20 @@ def test_completions_and_whole_conversations_are_learned() -> None:
     assert one(**kept) == kept
 
 
+def test_reasoning_beside_the_content_of_what_is_learned_is_learned() -> None:
+    """As servers and data sets of R1's completions have it."""
+    apart = {"role": "assistant", "content": "2", "reasoning_content": "1 and 1."}
+    thought = "<think>1 and 1.</think>2"
+    for row in (one(prompt=ASKED, completion=[apart]), one(messages=[*ASKED, apart])):
+        assert target_completion(row) == thought
+    for other in ({**apart, "content": thought}, {**message("assistant", "2"), "tool_calls": None}):
+        assert target_completion(one(prompt=ASKED, completion=[other])) == other["content"]
+    by_field = {name: [value] for name, value in apart.items()}  # as Arrow has it
+    assert target_completion(one(prompt=ASKED, completion=by_field)) == thought
+    earlier = [*ASKED, apart, message("user", "and 1 more?")]
+    assert prompt_of(one(prompt=earlier, answer="3"), "auto", CHATTY) == LONG
+
+
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
@@ -85,6 +100,14 @@ def test_completions_and_whole_conversations_are_learned() -> None:
         ([{"role": "user", "content": [{"type": "image"}]}], "content of message 1 is not text"),
         ([*ASKED, message("assistant", "2")], "its last message is of the assistant"),
         ([], "the prompt has no message"),
+        (
+            [
+                *ASKED,
+                {"role": "assistant", "content": None, "tool_calls": CALLS},
+                message("tool", "2"),
+            ],
+            "message 2 has tool_calls, and of messages the content alone is read",
+        ),
     ],
 )
 def test_what_is_no_conversation_is_told_with_its_row(prompt: Any, says: str) -> None:
@@ -185,3 +208,29 @@ def test_a_system_prompt_without_a_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template, and a system prompt needs a chat"):
         train(wanted, quiet=True)
     assert load_rows(wanted.data_of(wanted.stages[0]))  # the rows themselves are sound
+
+
+STRICT = (  # as Gemma's and Mistral's are
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}"
+) + TEMPLATE
+
+
+def test_a_chat_that_the_policys_template_refuses_is_told_before_the_run(tmp_path: Path) -> None:
+    policy, twice = chat_policy(tmp_path, STRICT), [message("user", "Add."), *ASKED]
+    asked = [{"prompt": one, "answer": "2"} for one in (ASKED, LONG, twice)]
+    (tmp_path / "rows.jsonl").write_text(lines(*({**row, "completion": "2"} for row in asked)))
+    data, fine = {"path": str(tmp_path / "rows.jsonl")}, {"task": "modular", "count": 8}
+    roles = "row 3: the chat template of .* refuses a chat of user, user .'1.1='.: Conversation"
+    for stage, system, said in (
+        (grpo(steps=1, data=fine), "Be brief.", "a chat of system, user .*: System role not"),
+        (grpo(steps=1, data=data), None, roles),
+        (sft(steps=1, batch=2, data=data), None, roles),
+    ):
+        wanted = recipe(
+            tmp_path, stage, policy=policy, template="auto", system=system, evals={"sets": []}
+        )
+        with pytest.raises(UserError, match=said):
+            train(wanted, quiet=True)
+        assert not (tmp_path / "run").exists(), "the same command may be given again"

@@ -78,6 +78,8 @@ def test_limit_takes_the_first_rows(tmp_path: Path) -> None:
         ("a.csv", b"problem,answer\n", "a.csv is empty"),
         ("a.csv", b"problem,answer\na,1,2\n", "a.csv, line 2: more values than columns"),
         ("a.csv", b'problem,answer\n"a,1\n', "a.csv, line 2: not CSV"),
+        ("a.xlsx", b"PK\x03\x04\xbd", "a.xlsx: no form of rows that is known: expected .jsonl,"),
+        ("a.txt", b"1+1=\t2\n", "a.txt: no form of rows that is known: expected .jsonl,"),
         ("a.csv", b"problem,answer\n\xff,1\n", "a.csv: not UTF-8 (byte 0xff): save it as UTF-8"),
         ("a.csv", b"problem,answer\na\n", "a.csv, row 1: the answer is empty"),
         ("a.parquet", b"PAR1 or not", "a.parquet: not Parquet"),

@@ -56,6 +56,8 @@ class Judge(BaseHTTPRequestHandler):
             self.connection.close()
         elif word in ("busy", "broken", "always broken") and (first or word == "always broken"):
             self.reply(b"{}", 429 if word == "busy" else 500)
+        elif word in REFUSED:
+            self.reply(b"{}", REFUSED[word])
         elif word == "late":
             time.sleep(20)
         elif word == "drips":
@@ -135,7 +137,8 @@ FAULTS = {  # what the server does -> how the row ends
     "torn": "fault",
     "good": "score",
 }
-WORDS = [*FAULTS, "obey"]
+REFUSED = {"locked": 401, "schemaless": 400}
+WORDS = [*FAULTS, "obey", *REFUSED]
 
 
 @pytest.fixture
@@ -198,6 +201,16 @@ def test_every_fault_of_a_server_is_its_rows_own_and_counted(options: dict[str, 
     assert [counts[f"fault: {kind}"] for kind in of_faults] == [6, 2, 2, 2, 2], counts
     assert counts["abstained: disagreement"] == 1
     assert counts["faults"] == [*FAULTS.values()].count("fault")
+
+
+def test_a_refused_request_is_told_to_go_without_a_schema_not_a_refused_key(
+    options: dict[str, Any],
+) -> None:
+    judge = ModelJudge.of(**options)
+    for word, status in REFUSED.items():
+        [fault] = judge.points([("Q", word, None)])
+        assert isinstance(fault, Fault) and f"the server answered {status}" in fault.message
+        assert ("structured: false" in fault.message) == (status == 400)
 
 
 def _judge_of(reward: Any) -> ModelJudge:

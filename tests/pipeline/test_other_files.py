@@ -11,6 +11,7 @@ import pytest
 from rl_reasoner import Recipe, train
 from rl_reasoner.cli import main
 from rl_reasoner.dataset.sets import find_set
+from rl_reasoner.scoring.beside import hash_of_code
 from support.tiny import REWARD, grpo, recipe
 
 BODY = REWARD.replace("from rl_reasoner", "from share import SHARE\nfrom rl_reasoner").replace(
@@ -177,3 +178,53 @@ def test_a_run_that_did_not_keep_what_options_name_goes_on(tmp_path: Path) -> No
     train(wanted, resume=run, quiet=True)
     assert ((stage / "done.json").read_bytes(), evaluated.read_bytes()) == before
     assert not (run / "old").exists()
+
+
+ADDS = '''
+from rl_reasoner import tool
+
+@tool
+def adds(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: One.
+        b: The other.
+    """
+    return a + b
+'''
+
+
+def test_code_that_is_edited_while_a_run_trains_is_kept_as_it_was_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reward of the first stage edits the files: the second goes on with what was read."""
+    near, adds, edits = (tmp_path / name for name in ("near.py", "adds.py", "edits"))
+    edits.mkdir()
+    (edits / "near.py").write_text(REWARD.replace("0.5 *", "0.25 *"))
+    adds.write_text(ADDS)
+    (edits / "adds.py").write_text(ADDS.replace("a + b", "b + a"))
+    copy = f"    import shutil; shutil.copytree({str(edits)!r}, {str(tmp_path)!r}, "
+    source = REWARD.replace("    if answer", f"{copy}dirs_exist_ok=True)\n    if answer")
+    rows = [{"problem": f"{n}+1=", "answer": str(n + 1)} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = grpo(data={"path": str(tmp_path / "rows.jsonl")}, steps=1)
+    tools = {"use": [f"{adds}:adds"], "format": "tags"}
+    stages = [{**stage, "name": "one"}, {**stage, "name": "two"}]
+    wanted = recipe(tmp_path, *stages, source=source, tools=tools)
+    read = [hash_of_code(file) for file in (near, adds)]
+    run = train(wanted).folder
+
+    def recorded(stage: str) -> list[str]:
+        made = facts(run / "stages" / stage)["made_from"]
+        return [made["code"][f"{near}:near"], made["tools"]["code"][f"{adds}:adds"]]
+
+    assert "0.25" in near.read_text()
+    assert recorded("1-one") == recorded("2-two") == read
+    assert (run / "policy").is_dir() and (run / "evals" / "after.json").is_file(), "it has ended"
+    said = "".join(capsys.readouterr().err.split())
+    assert f"editedwhiletherunwenton:{near}:near,{adds}:adds." in said
+    train(wanted, resume=run)
+    assert recorded("1-one") == recorded("2-two") == [hash_of_code(file) for file in (near, adds)]
+    assert "editedwhile" not in "".join(capsys.readouterr().err.split())
+    assert stands(run)

@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import signal
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -201,3 +203,33 @@ def test_an_installed_package_beside_it_is_no_helper(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [one.name for one in helpers_of(folder / "r.py")] == ["dist.py"]
+
+
+def test_a_file_that_changes_the_working_folder_changes_it_for_its_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    go = "os.chdir(os.path.dirname(__file__))\nWORTH = float(open('worth.txt').read())\n"
+    body = "@reward\ndef f(completion): return WORTH + float(open('worth.txt').read())\n"
+    folder = write(tmp_path / "own", r=f"{HEAD}{go}{body}")
+    (folder / "worth.txt").write_text("2")
+    assert paid("own/r.py:f") == [4.0]
+    assert Path.cwd() == tmp_path
+
+
+def test_an_edited_file_or_helper_is_told_where_its_process_is_started_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = "@reward\ndef f(completion): return os.getpid() if completion == 'pid' else WORTH\n"
+    folder = write(tmp_path, r=f"{HEAD}from besides import WORTH\n{body}", besides="WORTH = 1.0")
+    fn = load_reward(f"{folder}/r.py:f")
+    for edited in (False, True):
+        [pid] = shown(score_batch(fn, ["pid"], {}, QUICK))
+        if edited:
+            write(folder, besides="WORTH = 2.0  # edited")
+            assert shown(score_batch(fn, ["a"], {}, QUICK)) == [1.0], "its process has it already"
+        assert isinstance(pid, float)
+        os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+        assert shown(score_batch(fn, ["a"], {}, QUICK)) == [2.0 if edited else 1.0]
+        assert ("reward 'f': its file, or a helper beside it, was edited" in caplog.text) == edited

@@ -9,8 +9,11 @@ import pytest
 
 from rl_reasoner import reward
 from rl_reasoner.errors import UserError
+from rl_reasoner.pipeline.inputs import read_inputs
+from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.batch import score_batch
 from rl_reasoner.scoring.registry import load_reward, options_read
+from rl_reasoner.testing.kit import examine
 from rl_reasoner.types import Fault
 from support.commands import Cli
 
@@ -298,3 +301,42 @@ def test_a_text_for_true_or_false_in_a_recipe_is_told_with_its_place(
     ended = cli("train", "own.yaml", "--quiet")
     told = "own.yaml:5: option value_only of math_answer is 'False': expected true or false"
     assert ended.code == 2 and told in ended.err
+
+
+SHY = """
+from rl_reasoner import Column, reward
+
+@reward
+def shy(completion: str, answer: str = "") -> float:
+    return float(bool(answer) and answer in completion)
+
+@reward
+def mild(completion: str, answer: str = Column(""), most: int = 3) -> float:
+    return float(bool(answer) and answer in completion)
+"""
+
+
+def test_an_option_that_is_called_like_a_column_is_told(
+    cli: Cli, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`answer=""` is an option: a newcomer's reward never sees the answer, and pays nothing."""
+    (tmp_path / "own.py").write_text(SHY)
+    (tmp_path / "vo.jsonl").write_text(SUM)
+    told = "reward 'shy' is not given the column 'answer': its parameter has a default"
+    for name, options, warned in (
+        ("shy", {}, True),
+        ("shy", {"answer": "744"}, False),
+        ("mild", {}, False),
+    ):
+        spec = {f"{tmp_path}/own.py:{name}": {"weight": 1.0, "options": options}}
+        rows = {"task": "modular", "count": 8}
+        stage = {"kind": "grpo", "steps": 1, "data": rows, "group": {"prompts": 2}}
+        caplog.clear()
+        read_inputs(Recipe(policy="scratch:dense-tiny", rewards=spec, stages=[stage]))
+        assert (told in caplog.text) == warned, caplog.text
+        caplog.clear()
+        ended = cli("score", f"own.py:{name}", "vo.jsonl", "--reward-options", json.dumps(options))
+        assert ended.code == 0
+        assert (told in caplog.text) == warned, caplog.text
+    [seen] = [f for f in examine(load_reward("own.py:shy")).findings if f.check == "distinguishes"]
+    assert seen.status == "warned" and "answer=Column('') where rows may lack it" in seen.message
