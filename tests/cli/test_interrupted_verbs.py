@@ -230,13 +230,6 @@ def test_a_run_that_has_not_come_to_its_end_is_not_published(here: Path, cli: Cl
     assert cli("publish", "run", "out").code == 0
 
 
-def test_a_stage_that_is_not_finished_is_no_policy_to_take(here: Path, cli: Cli) -> None:
-    shutil.rmtree(here / "run/policy")
-    (here / "run/stages/2-grpo/done.json").unlink()
-    ended = cli("export", "run", "out")
-    assert ended.code == 2 and "run/stages/1-sft/policy" in ended.err
-
-
 @pytest.mark.parametrize("stopped", [Interrupted(Path("scratch")), DiskFull("nothing is left")])
 def test_an_audit_that_is_stopped_names_no_folder_that_is_gone(
     stopped: BaseException, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
