@@ -72,11 +72,13 @@ def publish_run(
 
 def _copy_policy(run: Path, target: Path) -> None:
     """Copy the files of policy/ that the run has made: what else lies there is not published."""
-    names = [Path(name) for name in json_object(run / HASHES)]
-    for name in sorted(name for name in names if name.parts[0] == "policy"):
-        place = target / name.relative_to("policy")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run / name, place)
+    made = json_object(run / HASHES)
+    for file in sealed_files(run):
+        name = file.relative_to(run)
+        if name.parts[0] == "policy" and str(name) in made:
+            place = target / name.relative_to("policy")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
 
 
 def _copy_records(run: Path, target: Path) -> None:

@@ -234,12 +234,15 @@ def test_an_unfinished_run_offers_its_last_finished_stage(tmp_path: Path, cli: C
     assert ended.code == 2
     assert "has no policy/ yet: continue it (rl-reasoner train --resume" in ended.err
     assert "stage" not in ended.err
-    for stage in ("1-form", "2-grpo", "10-more"):
+    for stage in ("1-form", "2-grpo", "10-more", "11-half"):  # which was killed in its save
         policy = tmp_path / "run" / "stages" / stage / "policy"
         policy.mkdir(parents=True)
         (policy / "config.json").write_text("{}")
+        (policy.parent / "done.json").write_text("{}")
+    (policy.parent / "done.json").unlink()
+    last = tmp_path / "run/stages/10-more/policy"
     told = cli("chat", tmp_path / "run").err
-    assert f"take that of its last finished stage: {policy}" in told
+    assert f"take that of its last finished stage: {last}" in told
 
 
 def test_the_first_line_shows_a_problem_of_the_runs_data(here: Path) -> None:
