@@ -139,8 +139,15 @@ def assignments(node: Node) -> list[tuple[str, Node]]:
 
 
 def base(name: str) -> str:
-    """A name without its index."""
-    return name.partition("_")[0]
+    """A name without its index; an angle, or a function of something, stays whole."""
+    return name if "(" in name else name.partition("_")[0]
+
+
+def has_labelled(node: Node) -> bool:
+    """Whether `node` is a list of which a member has a name of its own."""
+    return node.op == "list" and any(
+        part.op == "rel" and labelled(part)[0] is not None for part in node.args
+    )
 
 
 def same_label(left: Node, right: Node) -> bool:
