@@ -44,7 +44,11 @@ _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|left(?![a-zA-Z])|right(?
 _DECORATION = re.compile(r"\$|\*\*|`|\"|(?<!\\)\\[()\[\]]|\\displaystyle|^[#>\s]+")
 _ALL_EXCEPT = re.compile(
     r"(?:all|any) real (?:numbers?|values)(?: x)?,? (?:except|but|other than)"
-    r"(?: for)?(?: x ?=)? (.+)"
+    r"(?: for)?(?: [a-z] ?= ?| )(.+)"
+)
+_ALL_WITH = re.compile(
+    r"(?:all|any)(?: real)?(?: numbers?| values)?(?: of)?(?: ([a-z]),?(?: such that| where| with))?"
+    r" ([a-z] ?(?:\\(?:neq?|[lg]eq?|[lg]eqslant|[lg]t)(?![a-z])|[<>]|!=).+)"
 )
 _ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)", re.IGNORECASE)
 _CLOSING = re.compile(r"(?<=[^\W\d_])!+$|(?<!\.)\.+$")
@@ -115,6 +119,9 @@ def meant(text: str) -> str:
     if text.strip(" $") in (r"\mathbf{R}", r"\mathrm{R}", r"\mathbf R"):
         return r"\mathbb{R}"
     plain = unstyled(text).strip(" .,;:!").lower().removeprefix("the ")
+    conditioned = _ALL_WITH.fullmatch(plain)
+    if conditioned and conditioned[1] in (None, conditioned[2][0]):
+        return conditioned[2]
     left_out = _ALL_EXCEPT.fullmatch(plain)
     if left_out:
         return rf"\mathbb{{R}} \setminus \{{{left_out[1]}\}}"

@@ -10,6 +10,7 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
+from rl_reasoner.answers.parsing.factors import spells_factors
 from rl_reasoner.answers.parsing.glyphs import GREEK_NAMES, ascii_mathematics
 from rl_reasoner.answers.parsing.lines import parted_lines
 from rl_reasoner.answers.parsing.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
@@ -21,6 +22,7 @@ from rl_reasoner.answers.parsing.vocabulary import (
     CONNECT,
     CONSTANTS,
     FUNCTIONS,
+    IN_WORDS,
     PLAIN_COMMANDS,
     RELATIONS,
     SIGNS,
@@ -101,10 +103,21 @@ _HEX_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text)\s*\{([A-F]+)\}(?=\s*_)")
 _DEGREE = re.compile(
     r"\^?(?:(?<!\s)\s++)?(?:\{\s*+)?\\(?:text|math)?(?:degree(?![a-z])|(?:text|rm)\s*\{o\})\s*\}?"
 )
+_RAISED_O = re.compile(r"(?<=\d)\s?\^\s?(?:o(?![a-zA-Z])|\{\s?o\s?\})")
+_ORDINAL = re.compile(
+    r"(?<=[\dnk])\s?\^\s?(?:\{\s?(?:\\rm\s)?(?P<a>st|nd|rd|th)\s?\}"
+    r"|(?P<o>\{\s?)?\\(?:text|mathrm|textrm)\s?\{\s?(?P<b>st|nd|rd|th)\s?\}(?(o)\s?\}))"
+)
+_INDEX_TEXT = re.compile(r"_\s?(\\(?:text|mathrm)\s?\{[^{}]*\})")
+_MEASURE = re.compile(r"(?<![a-zA-Z\\])m\s?(?=\\(?:measured)?angle(?![a-zA-Z]))")
+_THIN_SPACE = re.compile(r"\\[,;:! ]")
+_SPACED_INDEX = re.compile(r"\\[,;:! ]\s?(?=_)")
 _POINT = re.compile(r"\.(?:\d|\\(?:overline|bar|dot)\b)")
+_GLUED_JOINT = re.compile(r"([且或和与])(?=[a-zA-Z])")
 _GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _ROW_GAP = re.compile(r"\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
+_CIRCLED = re.compile(r"(\\textcircled\s?\{\s?\d{1,2}\s?\})\s?(?=\\textcircled)")
 _BLACKBOARD = re.compile(r"\s*+(?:\{\s*+)?([A-Z])\s*\}?")
 _ENVIRONMENT = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(\s*\[[^\]]*\])?")
 _COLUMNS = re.compile(r"\s*\{[^{}]*\}")
@@ -223,6 +236,8 @@ class _Lexer:
         run, end = match[0], match.end()
         if run.lower() in CONNECT or run in CHINESE:
             self.put("sep", CONNECT.get(run.lower()) or CHINESE[run])
+        elif run.lower() in IN_WORDS and (in_text or len(run) > 2 or not run.isascii()):
+            self.put("sep", IN_WORDS[run.lower()])
         elif run.lower() in ("percent", "pct", "percentage"):
             self.put("op", "%")
         elif run in CONSTANTS:
@@ -242,7 +257,7 @@ class _Lexer:
         elif applied := _APPLIED.match(run):
             self.put("fn", applied[1])
             self.put("let", applied[2])
-        elif len(run) > 3 or (run.lower() in SMALL_WORDS and not run.isupper()):
+        elif len(run) > 3 or self.is_small_word(run, text, at):
             self.put("word", run)
         else:
             self.single_letters(run, text, end)
@@ -254,6 +269,13 @@ class _Lexer:
             self.doubts.add(Doubt.COMMON_LOG)
             name = "lg" if Doubt.COMMON_LOG in self.choose else name
         self.put("fn", name)
+
+    def is_small_word(self, run: str, text: str, at: int) -> bool:
+        """Whether two or three letters are the word that they spell, and no factors."""
+        if run.lower() not in SMALL_WORDS or run.isupper():
+            return False
+        before = tuple((token.kind, token.text) for token in self.tokens[-2:])
+        return not spells_factors(text, at, at + len(run), before)
 
     def is_unit(self, run: str, text: str, end: int) -> bool:
         """Whether a run of letters is a unit where it stands."""
@@ -449,16 +471,20 @@ def clean(text: str) -> str:
     """`text` without mathematics delimiters and spacing that carries no meaning."""
     text = _units_spelled(parted_lines(text))
     text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
+    text = _GLUED_JOINT.sub(r"\1 ", text)
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DOLLAR.sub(" ", text)
+    text = _ORDINAL.sub(r" \g<a>\g<b> ", _RAISED_O.sub(r"^\\circ ", text))
     if "base" in text:
-        text = _BASE_TEXT.sub(r" \1 ", text)
+        text = _BASE_TEXT.sub(r" \1 ", _THIN_SPACE.sub(" ", text))
         text = _IN_BASE.sub(r"_{\1}", text)
     if "\\" in text:
         text = _HEX_TEXT.sub(r"\1", _DEGREE.sub(r"^\\circ ", text))
         text = _UNIT_FRACTION.sub(r"\\text{ \1/\2}", _NOISE.sub(" ", text))
         text = _GLUED_SPACE.sub(r"\1 ", text)
+        text = _INDEX_TEXT.sub(r"_{\1}", _SPACED_INDEX.sub("", _MEASURE.sub("", text)))
+        text = _CIRCLED.sub(r"\1,", text)
     return text
 
 

@@ -384,7 +384,7 @@ class Expressions(Brackets):
         if name == "not":
             raise Unreadable("a negated sign")
         if name == "textcircled":
-            return Node("call", (self.argument(),), name="?circled")
+            return self.argument()
         return self.subscript("\\" + name)
 
     def root(self, name: str) -> Node:
