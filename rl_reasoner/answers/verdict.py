@@ -11,7 +11,7 @@ from numbers import Number
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge, one_budget
 from rl_reasoner.answers.equality.compare import TreeComparison
-from rl_reasoner.answers.equality.shapes import Inconsistent
+from rl_reasoner.answers.equality.shapes import Inconsistent, without_domain
 from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
 from rl_reasoner.answers.extraction.wording import (
     choice,
@@ -208,8 +208,9 @@ def by_trees(left: Reading, right: Reading) -> Equality:
 def _by_trees(left: Reading, right: Reading) -> Equality:
     comparison = TreeComparison()
     trouble = ""
-    pairs = [(gold, right.trees[0]) for gold in left.trees]
-    pairs += [(left.trees[0], given) for given in right.trees[1:]]
+    first, *others = right.trees
+    pairs = [(gold, without_domain(first, gold)) for gold in left.trees]
+    pairs += [(left.trees[0], given) for given in others]
     for gold, given in pairs:
         try:
             how = comparison.same(gold, given)

@@ -1,4 +1,4 @@
-"""Letters, names, sentences and dates that look like a choice, a label or a date, and are none.
+"""What looks like a choice, a label, a date or a second member of the answer, and is none.
 
 A row is (gold, answer as a model writes it in its box). Public face only.
 """
@@ -55,6 +55,14 @@ UNEQUAL = {
         ("y = 0; y = x; y = -x", "y = 0; y = x; n = -x"),
         (r"\angle BEA_1 = 90, \angle AEB_1 = 90", r"\angle CEA_1 = 90, \angle AEB_1 = 90"),
     ],
+    "where it is defined": [
+        (r"\frac{x-4}{x+3}", r"\frac{x-4}{x-3}, x \ne 3"),
+        (r"\frac{x-4}{x+3}", r"\frac{x-4}{x+3}, x = -3"),
+        (r"\frac{x-4}{x+3}", r"x \ne -3"),
+        ("5", r"5, x \ne 3"),
+        ("k < 2", r"k < 2, k \ne 0"),
+        (r"y = 3x, x \ne 0", "y = 3x"),
+    ],
     "units": [(r"5 \text{ circles}", r"5 \text{ square}"), ("5 cm", r"5\text{ cm sq}")],
 }
 
@@ -92,6 +100,15 @@ EQUAL = {
         ("y = 0; y = x; y = -x", r"0, x, -x"),
         ("x = 1 or x = 2", "1, x = 2"),
         (r"\angle BEA_1 = 90, \angle AEB_1 = 90", r"\angle AEB_1 = 90, \angle A_1EB = 90"),
+    ],
+    "where it is defined": [
+        (r"\frac{x-4}{x+3}", r"\frac{x - 4}{x + 3}, x \ne -3"),
+        (r"\frac{x-4}{x+3}", r"\frac{x-4}{x+3}, \text{ where } x \neq -3"),
+        (r"\frac{x-4}{x+3}", r"\frac{x-4}{x+3} \quad (x ≠ -3)"),
+        (r"\frac{x-4}{x+3}", r"f(x) = \frac{x-4}{x+3}, x \neq -3, x \neq 2"),
+        ("y = 3x", r"y = 3x \text{ for } x \ne 0"),
+        (r"k < 2, k \ne 0", r"k < 2 \text{ with } k \neq 0"),
+        (r"k < 2, k \ne 0", r"k < 2\,(k \neq 0)"),
     ],
     "units": [("5 cm^2", r"5\text{ cm sq}"), ("36 square units", "36 square")],
 }

@@ -143,6 +143,21 @@ def base(name: str) -> str:
     return name if "(" in name else name.partition("_")[0]
 
 
+def without_domain(node: Node, gold: Node) -> Node:
+    """`node` without where it is defined, `x + 1, x \\ne 1`, if the gold says nothing of that."""
+    if node.op != "list" or gold.op == "list" or any("!=" in part.name for part in walk(gold)):
+        return node
+    first, *conditions = node.args
+    names = letters(first)
+    plain = first.op != "rel" or first.name == "="
+    excluded = all(
+        part.op == "rel" and part.name == "!=" and part.args[0].op == "sym"
+        and part.args[0].name in names
+        for part in conditions
+    )  # fmt: skip
+    return first if plain and excluded else node
+
+
 def has_labelled(node: Node) -> bool:
     """Whether `node` is a list of which a member has a name of its own."""
     return node.op == "list" and any(

@@ -10,7 +10,8 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 
-from rl_reasoner.answers.parsing.lexer import Token, clean, tokens_of
+from rl_reasoner.answers.parsing.cleaning import clean
+from rl_reasoner.answers.parsing.lexer import Token, tokens_of
 from rl_reasoner.answers.parsing.parser import Expressions
 from rl_reasoner.answers.parsing.units import MONEY, canonical_unit, is_known_unit
 from rl_reasoner.answers.tree import (
