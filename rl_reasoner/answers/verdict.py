@@ -208,12 +208,11 @@ def by_trees(left: Reading, right: Reading) -> Equality:
 def _by_trees(left: Reading, right: Reading) -> Equality:
     comparison = TreeComparison()
     trouble = ""
-    first, *others = right.trees
-    pairs = [(gold, without_domain(first, gold)) for gold in left.trees]
-    pairs += [(left.trees[0], given) for given in others]
+    pairs = [(gold, right.trees[0]) for gold in left.trees]
+    pairs += [(left.trees[0], given) for given in right.trees[1:]]
     for gold, given in pairs:
         try:
-            how = comparison.same(gold, given)
+            how = comparison.same(gold, without_domain(given, gold))
         except (Inconsistent, TooLarge, RecursionError) as error:
             trouble = trouble or str(error)
             continue

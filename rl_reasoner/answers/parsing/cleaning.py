@@ -45,12 +45,16 @@ _MEASURE = re.compile(r"(?<![a-zA-Z\\])m\s?(?=\\(?:measured)?angle(?![a-zA-Z]))"
 _THIN_SPACE = re.compile(r"\\[,;:! ]")
 _SPACED_INDEX = re.compile(r"\\[,;:! ]\s?(?=_)")
 _GLUED_JOINT = re.compile(r"([且或和与])(?=[a-zA-Z])")
+_TYPED_TIMES = re.compile(r"(?<=[\d)] )[xX] (?=[\d$(])")
 _GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
+_DERIVATIVE = re.compile(r"(?<![a-zA-Z\\])d([a-zA-Z])\s?/\s?d([a-zA-Z])(?![a-zA-Z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _CIRCLED = re.compile(r"(\\textcircled\s?\{\s?\d{1,2}\s?\})\s?(?=\\textcircled)")
-_DOMAIN = re.compile(
+_COMPOSED = re.compile(r"\(\s?([fgh])\s?\\circ\s?([fgh])\s?\)\s?\(")
+_RELATED = r"[a-z]\s?(?:\\(?:neq?|[lg]eq?|[lg]eqslant|[lg]t|in)(?![a-z])|[<>]|!=)[^,;]{1,40}"
+_DOMAIN = re.compile(  # at the end: `x for x > 0, -x otherwise` has two values
     r"(?:\\text\s?\{\s?(?:for|where|with|when|provided that)\s?\}|\b(?:for|where|with|when)\b"
-    r"|(?=\([a-z]\s?\\neq?(?![a-z])[^()]{1,40}\)\s?$))\s?(?=\(?[a-z]\s?\\neq?(?![a-z]))"
+    rf"|(?=\({_RELATED}\)\s?$))\s?(?=\(?{_RELATED}$)"
 )
 
 
@@ -66,9 +70,11 @@ def clean(text: str) -> str:
     text = _units_spelled(parted_lines(text))
     text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
     text = _GLUED_JOINT.sub(r"\1 ", text)
+    if "=" in text:
+        text = _TYPED_TIMES.sub(r"\\times ", text)
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
-    text = _DOLLAR.sub(" ", text)
+    text = _DERIVATIVE.sub(r"\\frac{d\1}{d\2}", _DOLLAR.sub(" ", text))
     text = _ORDINAL.sub(r" \g<a>\g<b> ", _RAISED_O.sub(r"^\\circ ", text))
     if "base" in text:
         text = _BASE_TEXT.sub(r" \1 ", _THIN_SPACE.sub(" ", text))
@@ -78,5 +84,6 @@ def clean(text: str) -> str:
         text = _UNIT_FRACTION.sub(r"\\text{ \1/\2}", _NOISE.sub(" ", text))
         text = _GLUED_SPACE.sub(r"\1 ", text)
         text = _INDEX_TEXT.sub(r"_{\1}", _SPACED_INDEX.sub("", _MEASURE.sub("", text)))
+        text = _COMPOSED.sub(r"\1_{o\2}(", text)
         text = _DOMAIN.sub(", ", _CIRCLED.sub(r"\1,", text))
     return text

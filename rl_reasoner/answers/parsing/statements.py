@@ -182,6 +182,12 @@ class Statements(Expressions):
         while self.now.kind == "word":
             words.append(self.now.text.lower())
             self.at += 1
+        if self.now.text == "(":  # \text{rank}(A)
+            end = next((t for t in range(2, 12) if self.ahead(t).text == ")"), 0)
+            if end and self.ahead(end + 1).kind == "rel":
+                inside = self.tokens[self.at : self.at + end + 1]
+                words.append("".join(token.text for token in inside))
+                self.at += end + 1
         if self.now.kind != "rel":
             raise Unreadable("words where a value should be")
         return Node("text", name=" ".join(words))

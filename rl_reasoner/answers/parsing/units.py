@@ -178,8 +178,8 @@ def canonical_unit(text: str) -> str:
             powers[last] = powers.get(last, 0) + sign * pending
             pending = 1
     if pending > 1:  # "5 cm sq"; "5 square" is in square units
-        power = pending - 1 if last else pending
-        powers[last or "unit"] = powers.get(last, 0) + sign * power
+        more = pending - 1 if last else pending
+        powers[last or "unit"] = powers.get(last, 0) + sign * more
     return " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if power)
 
 

@@ -5,7 +5,7 @@ from rl_reasoner.answers.tree import names
 FUNCTIONS = names(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh"
     " tanh coth sech csch arcsinh arccosh arctanh asinh acosh atanh log ln lg exp max min gcd lcm"
-    " det sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg"
+    " det sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg dim ker rank Var Cov"
 )
 ALIGNED = names("align aligned alignat alignedat gather gathered split eqnarray multline equation")
 STYLE = names(
