@@ -9,7 +9,7 @@ _CALLED = frozenset("fgFG")
 _CALLED_ON_NAMES = frozenset("hpqrsuvwyHPQRSTVWABCENMLKI")
 
 
-class Names(Brackets):
+class Naming(Brackets):
     """What begins with a letter and is one thing: `x_1`, `f^{-1}(x)`, `P(A|B)`, `C_{10}^3`."""
 
     def primed(self, node: Node) -> Node:

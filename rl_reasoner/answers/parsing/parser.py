@@ -8,7 +8,7 @@ evaluated.
 from fractions import Fraction
 
 from rl_reasoner.answers.parsing.lexer import Token
-from rl_reasoner.answers.parsing.naming import Names
+from rl_reasoner.answers.parsing.naming import Naming
 from rl_reasoner.answers.tree import (
     EMPTY,
     INFINITY,
@@ -36,7 +36,7 @@ _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "sinh": "arcsinh
 _CONSTANTS = {"pi": "pi", "e": "e", "i": "i"}
 
 
-class Expressions(Names):
+class Expressions(Naming):
     """The expression half of the grammar: sums, products, powers, names, functions."""
 
     # ------------------------------------------------------------------ sums and products
