@@ -37,7 +37,7 @@ _DEGREE = re.compile(
 )
 _RAISED_O = re.compile(r"(?<=\d)\s?\^\s?(?:o(?![a-zA-Z])|\{\s?o\s?\})")
 _ORDINAL = re.compile(
-    r"(?<=[\dnk])\s?\^\s?(?:\{\s?(?:\\rm\s)?(?P<a>st|nd|rd|th)\s?\}"
+    r"(?<=\d)\s?\^\s?(?:\{\s?(?:\\rm\s)?(?P<a>st|nd|rd|th)\s?\}"
     r"|(?P<o>\{\s?)?\\(?:text|mathrm|textrm)\s?\{\s?(?P<b>st|nd|rd|th)\s?\}(?(o)\s?\}))"
 )
 _INDEX_TEXT = re.compile(r"_\s?(\\(?:text|mathrm)\s?\{[^{}]*\})")
