@@ -141,17 +141,32 @@ def is_label(node: Node) -> bool:
     """Whether `node` is a single name that an equation may give a value to.
 
     A letter with or without index or arguments, a capital run such as AB, a size |AB|, an angle, a
-    function of a name, a ratio or tuple of names, or words.
+    function of a name, a derivative, a product of vectors, a ratio or tuple of names, or words.
     """
     if node.op in ("sym", "index", "text"):
         return True
     if node.op == "call":
         return node.name.startswith("?") or all(is_label(arg) for arg in node.args)
     if node.op == "mul":
-        return all(arg.op == "sym" and arg.name[:1].isupper() for arg in node.args)
-    if node.op in ("seq", "ratio") or (node.op == "div" and _derivative_or_segments(node)):
+        if len(node.args) == 2 and node.args[0].name in ("Delta", "\\nabla"):
+            return is_label(node.args[1])
+        return all(
+            arg.op == "sym" and (arg.name[:1].isupper() or arg.name.startswith("vec "))
+            for arg in node.args
+        )
+    if node.op in ("seq", "ratio", "union", "cap") or (node.op == "div" and _of_segments(node)):
         return bool(node.args) and all(is_label(arg) for arg in node.args)
-    return False
+    return is_derivative(node)
+
+
+def is_derivative(node: Node) -> bool:
+    """Whether `node` is `dy/dx` of any order, of one name by another."""
+    if node.op != "div":
+        return False
+    tops, bottoms = (part.args if part.op == "mul" else (part,) for part in node.args)
+    top, bottom = (part[0].args[0] if part[0].op == "pow" else part[0] for part in (tops, bottoms))
+    marks = top.name == bottom.name and top.name in ("d", "\\partial")
+    return marks and len(tops) == 2 and len(bottoms) > 1 and tops[1].op in ("sym", "index", "call")
 
 
 def is_worked_out(node: Node) -> bool:
@@ -174,9 +189,8 @@ def is_worked_out(node: Node) -> bool:
     return node.op in ("num", "const")
 
 
-def _derivative_or_segments(node: Node) -> bool:
-    parts = [part.name for part in walk(node) if part.op == "sym"]
-    return all(name[:1].isupper() for name in parts) or parts.count("d") == 2
+def _of_segments(node: Node) -> bool:
+    return all(part.name[:1].isupper() for part in walk(node) if part.op == "sym")
 
 
 def spelled(node: Node) -> str:

@@ -11,7 +11,7 @@ from numbers import Number
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge, one_budget
 from rl_reasoner.answers.equality.compare import TreeComparison
-from rl_reasoner.answers.equality.shapes import Inconsistent
+from rl_reasoner.answers.equality.shapes import Inconsistent, without_domain
 from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
 from rl_reasoner.answers.extraction.wording import (
     choice,
@@ -23,6 +23,7 @@ from rl_reasoner.answers.extraction.wording import (
     name_list,
     number_word,
     time_of_day,
+    unstyled,
     words,
 )
 from rl_reasoner.answers.parsing.lexer import Token
@@ -156,7 +157,7 @@ def _spelling(reading: Reading) -> list[Token]:
 
 def by_choice(gold: str, given: str) -> str | None:
     """How two multiple choices are equal; "" where they differ, None where the gold is none."""
-    wanted = choice(gold)
+    wanted = choice(gold, marked_only=True)
     several = choice_letters(gold)
     if len(several) > 1:
         others = choice_letters(given)
@@ -171,7 +172,8 @@ def by_choice(gold: str, given: str) -> str | None:
     if answered is None:
         if option and words(option) == words(given):
             return "text of the choice"
-        return None if not option else ""
+        first = re.match(r"\W*([A-J])[\s,;]", unstyled(given))  # "B is wrong" is no unit of B
+        return "" if option or (first and first[1] == letter) else None
     if answered[0] != letter:
         return ""
     return f"same choice {letter}"
@@ -210,7 +212,7 @@ def _by_trees(left: Reading, right: Reading) -> Equality:
     pairs += [(left.trees[0], given) for given in right.trees[1:]]
     for gold, given in pairs:
         try:
-            how = comparison.same(gold, given)
+            how = comparison.same(gold, without_domain(given, gold))
         except (Inconsistent, TooLarge, RecursionError) as error:
             trouble = trouble or str(error)
             continue

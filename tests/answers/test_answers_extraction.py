@@ -252,7 +252,10 @@ MORE_RIGHT = [
     (r"\boxed{10²}", "100"), (r"\boxed{H_2O}", "H_2O"),
     ("The capital is Paris.\n\nAnswer: Paris", "Paris"),
     (r"\boxed{\text{New York}}", "New York"), (r"\boxed{New\ York}", "New York"),
-    (r"\boxed{blue}", "blue"),
+    (r"\boxed{blue}", "blue"), (r"\boxed{\text{Total}: 72}", "72"),
+    (r"\boxed{\text{Final Answer: 72}}", "72"), (r"\boxed{\text{The answer is 72}}", "72"),
+    ("The answer is Mr. Watson.", "Mr. Watson"), ("Answer: Mrs. Hilt. She has 3.", "Mrs. Hilt"),
+    ("The answer is 5. Mr. Watson agrees.", "5"),
 ]  # fmt: skip
 
 MORE_WRONG = [
@@ -274,6 +277,8 @@ MORE_WRONG = [
     (r"\boxed{7}\text{ or }\boxed{8}", "7"), (r"\boxed{answer}", "7"),
     (r"\boxed{\text{Answer}}", "7"), (r"\boxed{your answer}", "7"),
     (r"\boxed{\frac{1}{2}", r"\frac{1}{2}"), ("Answer: London", "Paris"), (r"\boxed{on}", "no"),
+    (r"\boxed{\text{not: 72}}", "72"), (r"\boxed{\text{Answer: 72 or 73}}", "72"),
+    ("The answer is Mr. Smith.", "Mr. Watson"),
 ]  # fmt: skip
 
 

@@ -200,6 +200,48 @@ EQUAL = {
     "2e": [r"2\mathrm{e}"],
     r"\lg 100": ["2"],
     r"\log_{10}100": ["2"],
+    # two letters that spell a word
+    "ax+by=c": ["by+ax=c", "c = ax + by", "by - c = -ax"],
+    "ax^2+by^2=1": ["by^2+ax^2=1"],
+    "e^{-a t}": ["e^{-at}", r"\exp(-at)"],
+    "e^{i t}": ["e^{it}", r"\cos t+i\sin t"],
+    r"\cos (a t)": [r"\cos(at)", r"\cos at", r"\cos{at}"],
+    "a n+b": ["an+b", "b+an", "an + b"],
+    r"\frac{a t}{2}": [r"\frac{at}{2}", "at/2"],
+    r"\frac{1}{2} a t^2": [r"\frac12 at^2"],
+    "a M^{1/3}": ["aM^{1/3}"],
+    "e^{-s T}": ["e^{-sT}"],
+    "3 b y": ["3by"],
+    r"2\pi i t": [r"2\pi it"],
+    "5 ": ["5 (odd)", "5 in all", r"5\text{ is it}"],
+    # numbers with words
+    "5000": ["5 thousands", "5 thousands of dollars", "5 thousand"],
+    "60": ["5 dozens of eggs"],
+    "50": ["5 tens"],
+    "500000": ["5 lakhs"],
+    "18": ["9 x 2 = 18", "9 x $2 = $18", "(5 + 4) x 2 = 18"],
+    "0.05": ["5 hundredths", "5 hundredth"],
+    "6": ["6th", "6^{th}", r"6^\text{th}", r"6^{\text{th}}", r"6^{\mathrm{th}}", r"6^{\rm th}"],
+    r"1^{\text{st}}": ["1", "1st", "1^{st}"],
+    "9.8": [r"9.8\ \mathrm{m\,s^{-2}}", r"9.8\text{ m s}^{-2}"],
+    # angles
+    "135": ["135^o", "135^{o}", r"m\angle ABC = 135^\circ", "m∠ABC = 135°"],
+    r"\angle ABC = 135": [r"m\angle ABC=135^\circ"],
+    # bases
+    "4210_7": [r"4210\ (\text{base }7)", r"4210_\text{seven}", r"4210\;_{7}"],
+    r"x_{\text{max}}": [r"x_\text{max}"],
+    # statements by circled numbers
+    r"\textcircled{1}\textcircled{3}": ["①③", "③、①", r"\textcircled{3},\textcircled{1}", "1,3"],
+    "①③": [r"\text{①③}"],
+    # joints in other languages
+    r"x\ge -1, x\neq 0": [r"x\ge -1 且 x\neq 0", "x≥-1且x≠0", r"x\ge-1\text{ und }x\neq0"],
+    "2, 3": ["2 oder 3", r"2\text{ et }3", r"2\text{ ou }3", r"2\text{ или }3", r"2\text{ и }3"],
+    "e t": ["et"],
+    # conditions in words
+    r"x \neq 5": [r"\text{all real } x \neq 5", r"\text{all } x \ne 5",
+        r"\text{All real numbers except } x=5", "all real values of x such that x ≠ 5"],
+    "x>3": [r"\text{all real numbers } x > 3", r"\text{all } x \text{ such that } x>3"],
+    "(-inf, 3)": ["x<3"],
 }  # fmt: skip
 
 UNEQUAL = {
@@ -272,6 +314,20 @@ UNEQUAL = {
     r"\mathbb{R}": [r"\mathbb{Q}"],
     r"\mathbb{Z}": [r"\mathbb{R}"],
     r"\emptyset": [r"\mathbb{R}"],
+    "ax+by=c": ["ax+by=d", "ax-by=c"],
+    "v+at": ["v+as", "v-at"],
+    "by": ["yb"],
+    "-5": ["is 5"],
+    "5": ["5 thousands", "5 dozens", "5 lakh", "5 twelfths", "5 hundredth", r"5\text{ cm} - 3",
+        r"5 \text{ apples} - 3 \text{ apples}", "5 is -5"],
+    "6": ["6^{t}", "6^{ht}"],
+    "18": ["9 x 3 = 18", "9 x 3 = 27"],
+    r"\angle ABC = 135": [r"m\angle BAC = 135^\circ"],
+    "4210_7": [r"4210\ (\text{base }8)", r"4210_\text{six}"],
+    "①③": ["13", "①④", "①", "①③④"],
+    "2": ["2 oder 3", r"2\text{ et }3", r"2 \text{ ou } 3"],
+    r"x \neq 5": [r"\text{all real numbers except } x=4", r"\text{all } y \text{ with } x \ne 5"],
+    "x>3 ": [r"\text{all } x \ge 3", r"\text{all } x<3"],
 }  # fmt: skip
 
 

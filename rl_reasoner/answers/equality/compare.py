@@ -17,6 +17,7 @@ from rl_reasoner.answers.equality.shapes import (
     bases,
     bounds_of,
     flat_union,
+    has_labelled,
     has_sign_pair,
     is_interval,
     labelled,
@@ -84,6 +85,8 @@ class TreeComparison:
             if gold[1] is not None and not letters(gold[2]) and plain.name == "=":
                 return ""  # an equation that still has to be solved
             return self.equations(gold[0], given[0]) or self.relations(gold[0], given[0]) or ""
+        if other[0].op == "list" and has_labelled(plain):
+            return self.multiset((gold[0],), (given[0],))
         pairs = given_pairs or gold_pairs
         if pairs and other[0].op == "list" and plain.op in ("seq", "list", "set"):
             return self.unnamed(pairs, plain, plain is given[2])

@@ -11,7 +11,15 @@ from typing import TypeVar
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge, Undefined
 from rl_reasoner.answers.equality.values import equal
-from rl_reasoner.answers.tree import Node, is_label, letters, names, spelled, walk
+from rl_reasoner.answers.tree import (
+    Node,
+    is_derivative,
+    is_label,
+    letters,
+    names,
+    spelled,
+    walk,
+)
 
 _T = TypeVar("_T")
 MAX_EXPANDED = 64
@@ -81,6 +89,8 @@ def _named_point(node: Node) -> tuple[Node | None, Node]:
 
 def _mentions(body: Node, label: Node) -> bool:
     """Whether `body` has the label's own name in it, so that it is no definition."""
+    if is_derivative(label):
+        return False
     if label.op in ("call", "index"):
         return any(part.op == label.op and part.name == label.name for part in walk(body))
     return bool(letters(label) & letters(body))
@@ -100,10 +110,24 @@ def _chain_value(parts: list[Node], signs: list[str], *, labelled: bool) -> Node
         if last.op in ("list", "set", "seq", "matrix", "pm", "rel") or part.op == last.op == "rel":
             continue
         if not attempted(lambda part=part: equal(_bare(part), _bare(last))):  # type: ignore[misc]
+            if _is_open(part) and not _is_open(last):
+                continue  # a limit, a sum or an integral before its value
             if letters(part) or letters(last):
                 return None
             raise Inconsistent("the members of the chain differ")
     return last
+
+
+def _is_open(node: Node) -> bool:
+    """Whether `node` has a limit, an integral, or a sum without two whole numbers as its ends."""
+    return any(
+        part.op == "sum"
+        and (
+            not part.name.startswith(("sum ", "prod "))
+            or any(end.number is None or end.number.denominator != 1 for end in part.args[1:])
+        )
+        for part in walk(node)
+    )
 
 
 def _bare(node: Node) -> Node:
@@ -139,8 +163,35 @@ def assignments(node: Node) -> list[tuple[str, Node]]:
 
 
 def base(name: str) -> str:
-    """A name without its index."""
-    return name.partition("_")[0]
+    """A name without its index; an angle, or a function of something, stays whole."""
+    return name if "(" in name else name.partition("_")[0]
+
+
+def without_domain(node: Node, gold: Node) -> Node:
+    """`node` without where it holds, `x + 1, x \\ne 1`, if the gold says nothing of that."""
+    if node.op != "list" or node.name == "or" or gold.op == "list":
+        return node
+    if any(map(_is_condition, walk(gold))):
+        return node
+    first, *conditions = node.args
+    names = letters(labelled(first)[1])
+    told = all(
+        _is_condition(part) and letters(part) and letters(part) - {"bbZ", "bbN", "bbQ"} <= names
+        for part in conditions
+    )
+    return first if told and not _is_condition(first) else node
+
+
+def _is_condition(node: Node) -> bool:
+    signs = set(node.name.split())
+    return node.op == "rel" and bool(signs) and signs <= {*_ORDER, "!=", "in"}
+
+
+def has_labelled(node: Node) -> bool:
+    """Whether `node` is a list of which a member has a name of its own."""
+    return node.op == "list" and any(
+        part.op == "rel" and labelled(part)[0] is not None for part in node.args
+    )
 
 
 def same_label(left: Node, right: Node) -> bool:

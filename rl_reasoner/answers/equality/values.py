@@ -138,7 +138,9 @@ class TreeEvaluator(Evaluator):
         return self.opaque(f"{node.name}_", [self.value(node.args[0])])
 
     def opaque(self, name: str, values: list[Value]) -> Fraction:
-        parts = [name]
+        """The value of an unknown function, or of a name with an index, at `values`."""
+        point = self.at.get(name.strip("?_"))  # else f(1) and f(2) would be two constants
+        parts = [name] if point is None else [name, str(point)]
         spend(30 * len(values))
         for value in values:
             number = self.mp.mpc(self.number(value))

@@ -105,9 +105,10 @@ _FILLER = re.compile(
 )
 _RULE = re.compile(r"^\s*(?:```\w*|-{3,}|\*{3,}|_{3,}|={3,})\s*$")
 _WORDED = re.compile(
-    r"(?:\\text(?:bf)?\s*\{)?(?!.*\b(?:not|no|never|neither)\b)[A-Za-z ]{2,40}(?::|\bis\b)"
-    r"\s*+(?:\}\s*+)?(.+)$"
+    r"(?:\\text(?:bf)?\s*\{)?(?!.*\b(?:not|no|never|neither)\b)[A-Za-z ]{2,40}"
+    r"(?:(?:\}\s*+)?:|\bis\b)\s*+(?:\}\s*+)?(.+)$"
 )
+_IN_TEXT = re.compile(r"\\text(?:bf)?\s*\{([^{}]*)\}")
 _PICTURE = re.compile(
     r"\[asy\].*|\\includegraphics.*|!\[[^\]]*\](?:\([^)]*\))?|<(?:image|img|figure)[^>]*>|"
     r"[(\[]? ?(?:see|refer to|shown in|as shown in|in) (?:the )?(?:attached |above )?"
@@ -195,7 +196,8 @@ def _boxed(contents: tuple[str, ...]) -> Extracted:
         content = contents[0]
         if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|~", "", content)).strip(" .,;:"):
             return Extracted((), "", "no final answer: the last box is empty")
-        behind = _WORDED.match(content) if len(content) < 400 else None
+        whole = _IN_TEXT.fullmatch(content.strip())
+        behind = _WORDED.match(whole[1] if whole else content) if len(content) < 400 else None
         texts = (content, behind[1]) if behind and readable(behind[1]) else (content,)
         return Extracted(texts, "last box")
     return Extracted((" , ".join(contents),), f"last {len(contents)} boxes, joined")

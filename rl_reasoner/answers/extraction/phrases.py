@@ -23,7 +23,7 @@ REFUSAL = re.compile(
 _SENTENCE_PART = re.compile(
     r"\$\$.*?\$\$|\$[^$\n]*\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
     r"|\\begin\{(?:(?!\\begin\{).)*?\\end\{[a-z*]+\}"
-    r"|(?<!\bRs)(?<!\bsq)(?<!\bcu)[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
+    r"|(?<!\bRs)(?<!\bsq)(?<!\bcu)(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?。！？](?=[\s\"*]|$)|[。！？]|\n",
     re.DOTALL,
 )
 SPAN = re.compile(

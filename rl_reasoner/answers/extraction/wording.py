@@ -44,7 +44,11 @@ _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad(?![a-zA-Z])|left(?![a-zA-Z])|right(?
 _DECORATION = re.compile(r"\$|\*\*|`|\"|(?<!\\)\\[()\[\]]|\\displaystyle|^[#>\s]+")
 _ALL_EXCEPT = re.compile(
     r"(?:all|any) real (?:numbers?|values)(?: x)?,? (?:except|but|other than)"
-    r"(?: for)?(?: x ?=)? (.+)"
+    r"(?: for)?(?: [a-z] ?= ?| )(.+)"
+)
+_ALL_WITH = re.compile(
+    r"(?:all|any)(?: real)?(?: numbers?| values)?(?: of)?(?: ([a-z]),?(?: such that| where| with))?"
+    r" ([a-z] ?(?:\\(?:neq?|[lg]eq?|[lg]eqslant|[lg]t)(?![a-z])|[<>]|!=).+)"
 )
 _ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)", re.IGNORECASE)
 _CLOSING = re.compile(r"(?<=[^\W\d_])!+$|(?<!\.)\.+$")
@@ -55,15 +59,23 @@ _TIME = re.compile(
 )
 _CLOCK = re.compile(r"\d{1,2}:0\d(?::\d{2})?")
 _MONTH = re.compile(
-    r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)(?:[a-z]{0,6})\b\.?", re.IGNORECASE
+    r"\b(jan(?=\b|uary\b)|feb(?=\b|ruary\b)|mar(?=\b|ch\b)|apr(?=\b|il\b)|may(?=\b)|jun(?=e?\b)"
+    r"|jul(?=y?\b)|aug(?=\b|ust\b)|sep(?=t?\b|tember\b)|oct(?=\b|ober\b)|nov(?=\b|ember\b)"
+    r"|dec(?=\b|ember\b))[a-z]*\.?",
+    re.IGNORECASE,
 )
+_OF_DATES = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|[ap]m|[\d:]+(?:[ap]m)?")
 _CHOICE = re.compile(
     r"^(?i:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|选项|答案|选)\s*(?:is|[:：是为])?\s*)?"
     r"(?:\(([A-J])\)|\[([A-J])\]|([A-J])(?![\w'^_({\[+*/=<>!|]))\s*"
     r"(?:[.,;)、]|\s-\s|:(?=\s|$)|\s|$)\s*(.*)$",
     re.DOTALL,
 )
-_SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
+_SECOND_CHOICE = re.compile(
+    r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$)|[IVX]{1,4}\b"
+    r"|is\s+(?:not|wrong|incorrect|false)\b|(?:isn't|cannot|can't)(?!\w))"
+)
+_LETTER_OF_CHOICE = re.compile(r"(?<![\w'\\])(?:[B-HJ](?![\w'])|A(?!\s*[\w']))")
 _PARTED = re.compile(r"[,;、&()]|and|和")
 _BETWEEN_NAMES = re.compile(r"(?:(?<!\s)\s++)?,\s*(?:and\s+)?|(?<!\s)\s+and\s+|、|和")
 _COUNTING = """
@@ -107,6 +119,9 @@ def meant(text: str) -> str:
     if text.strip(" $") in (r"\mathbf{R}", r"\mathrm{R}", r"\mathbf R"):
         return r"\mathbb{R}"
     plain = unstyled(text).strip(" .,;:!").lower().removeprefix("the ")
+    conditioned = _ALL_WITH.fullmatch(plain)
+    if conditioned and conditioned[1] in (None, conditioned[2][0]):
+        return conditioned[2]
     left_out = _ALL_EXCEPT.fullmatch(plain)
     if left_out:
         return rf"\mathbb{{R}} \setminus \{{{left_out[1]}\}}"
@@ -146,12 +161,14 @@ def time_of_day(text: str) -> str:
 
 
 def dated(text: str) -> str:
-    """`text` with a date in it spelled one way (words in order of the alphabet)."""
+    """`text` with a date in it spelled one way: of one alone, the words in alphabetical order."""
     if not _MONTH.search(text) or not re.search(r"\d", text):
         return text
     text = _MONTH.sub(lambda m: m[1].lower(), text)
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text.lower())
-    return " ".join(sorted(re.findall(r"[\w:]+", re.sub(r"\b(?:of|on|the|at)\b", " ", text))))
+    parts = re.findall(r"[\w:]+", re.sub(r"\b(?:of|on|the|at)\b", " ", text))
+    others = [part for part in parts if not _OF_DATES.fullmatch(part)]
+    return " ".join(sorted(parts) if len(others) == 1 else parts)  # 5 and 3, not 3 and 5
 
 
 def name_list(text: str) -> tuple[str, ...]:
@@ -162,10 +179,11 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(sorted(words(part) for part in parts))
 
 
-def choice(text: str) -> tuple[str, str] | None:
+def choice(text: str, *, marked_only: bool = False) -> tuple[str, str] | None:
     """The letter of a multiple choice and the option text behind it; None where it is no choice.
 
-    `B`, `(B)`, `B.`, `B. any text`, "Option B". Two letters are no choice.
+    `B`, `(B)`, `B.`, `B. any text`, "Option B". Two letters are no choice. With `marked_only` a
+    letter before more text needs brackets or a mark: "A circle" and `I, II` are no options.
     """
     if len(text) > 400:
         return None
@@ -178,9 +196,12 @@ def choice(text: str) -> tuple[str, str] | None:
     if _SECOND_CHOICE.match(rest):
         return None
     marked = bool(choice[1] or choice[2]) or not plain.startswith(letter)
-    if not marked and rest and plain[1:2] not in ".:),;、" and not rest[0].isalpha():
+    if marked or not rest or plain[1:2] in ".:)、":
+        return letter, rest
+    bracketed = rest[0] == "(" and rest.endswith(")")
+    if marked_only or not (plain[1:2] in ",;" or rest[0].isalpha() or bracketed):
         return None
-    return letter, rest
+    return None if _LETTER_OF_CHOICE.search(rest) else (letter, rest)
 
 
 def choice_letters(text: str) -> str:

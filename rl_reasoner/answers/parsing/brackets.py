@@ -119,7 +119,9 @@ class Brackets(Cursor):
             else:
                 self.at += 1
                 upper = self.argument_or_number()
+        self.integrals += name == "int"
         body = self.product() if name != "int" else self.sum()
+        self.integrals -= name == "int"
         if name == "int":
             body, variable = _differential(body)
         if name == "lim" and not variable:

@@ -19,6 +19,7 @@ class Cursor:
         self.depth = 0
         self.bars = 0  # open absolute values
         self.outward = 0  # open intervals of the form ]a, b[
+        self.integrals = 0  # open integrals, whose `dx` is no factor
         self.not_mixed: set[int] = set()  # where no mixed number begins, though it may seem so
 
     @property
@@ -68,6 +69,18 @@ class Cursor:
 
     def argument_or_number(self) -> Node:
         """A braced group, or one atom."""
+        raise NotImplementedError
+
+    def power(self, base: Node) -> Node:
+        """`base` with exponents behind it."""
+        raise NotImplementedError
+
+    def postfix(self, node: Node) -> Node:
+        """`node` with factorials and primes."""
+        raise NotImplementedError
+
+    def exponent(self) -> Node:
+        """What is raised."""
         raise NotImplementedError
 
     def group(self, closer: str) -> Node:

@@ -42,7 +42,10 @@ GREEK_NAMES = frozenset(_GREEK.values()) | {"varepsilon", "vartheta", "varphi", 
 _SUPER = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸᵃᵇᵏᵐᵗ", "0123456789+-=()nixyabkmt", strict=True))
 _SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₙₖₘᵢⱼ", "0123456789+-=()aeoxnkmij", strict=True))
 
-_TABLE = str.maketrans({**_SIGNS, **{sign: f"\\{name} " for sign, name in _GREEK.items()}})
+_CIRCLED = {chr(0x2460 + n): rf"\textcircled{{{n + 1}}}" for n in range(20)}
+
+_LETTERS = {sign: f"\\{name} " for sign, name in _GREEK.items()}
+_TABLE = str.maketrans({**_SIGNS, **_CIRCLED, **_LETTERS})
 _SUPERS = re.compile(f"[{re.escape(''.join(_SUPER))}]+")
 _SUBS = re.compile(f"[{re.escape(''.join(_SUB))}]+")
 _FRACTION = re.compile("[¼-¾⅐-⅞↉]")

@@ -10,8 +10,8 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-from rl_reasoner.answers.parsing.glyphs import GREEK_NAMES, ascii_mathematics
-from rl_reasoner.answers.parsing.lines import parted_lines
+from rl_reasoner.answers.parsing.factors import spells_factors
+from rl_reasoner.answers.parsing.glyphs import GREEK_NAMES
 from rl_reasoner.answers.parsing.units import CURRENCIES, LETTER_RUNS, MONEY, SOFT
 from rl_reasoner.answers.parsing.vocabulary import (
     ALIAS,
@@ -21,6 +21,7 @@ from rl_reasoner.answers.parsing.vocabulary import (
     CONNECT,
     CONSTANTS,
     FUNCTIONS,
+    IN_WORDS,
     PLAIN_COMMANDS,
     RELATIONS,
     SIGNS,
@@ -73,37 +74,8 @@ _LETTERED = re.compile(
 _RUN = re.compile(r"[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
-_RUPEES = re.compile(r"(?:\\text\s*\{\s*Rs\.?\s*\}|\bRs\b\.?)\s*(?=\d)")
-_MICRO = re.compile(
-    r"\\(?:text|mathrm)\s*\{\s*[\u00b5\u03bc]([mgslL])\s*\}"
-    r"|(?:\\mu\s*|[\u00b5\u03bc]\s?)\\(?:text|mathrm)\s*\{\s*([mgslL])\s*\}"
-)
 _MICRO_LETTERS = re.compile(r"\s*([mgslL])(?![a-zA-Z])")
-_OHMS = re.compile(r"(?<=\d)\s?([kM])[\u03a9\u2126](?!\w)")
-_SQUARES = re.compile(
-    r"(?<=[\d\s{])(sq|cu)\.?\s+(?=(?:mm|cm|m|km|in|ft|feet|foot|yd|yards?|mi|miles?|inch(?:es)?"
-    r"|met(?:er|re)s?|units?)\b)"
-)
-_UNIT_FRACTION = re.compile(
-    r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}\s*"
-    r"\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}"
-)
-_NOISE = re.compile(
-    r"\\(?:left|right)\s*\.(?!\d)|\\(?:hspace|vspace|kern|hskip|label|tag|color)\*?\s*\{[^{}]*\}"
-    r"|\$\$|(?<!\\)\\[()\[\]]|\\textcolor\s*\{[^{}]*\}"
-)
-_BASE_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*\bbase\b[^{}]*)\}")
-_IN_BASE = re.compile(
-    r"(?:(?<!\s)\s++)?(?:_\s*\{\s*base|\(\s*base|\bin\s+base|\bbase)[\s-]*(\d+|two|three|four|five|six|seven|eight|nine"
-    r"|ten|twelve|sixteen)\b\s*[})]?"
-)
-_HEX_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text)\s*\{([A-F]+)\}(?=\s*_)")
-_DEGREE = re.compile(
-    r"\^?(?:(?<!\s)\s++)?(?:\{\s*+)?\\(?:text|math)?(?:degree(?![a-z])|(?:text|rm)\s*\{o\})\s*\}?"
-)
 _POINT = re.compile(r"\.(?:\d|\\(?:overline|bar|dot)\b)")
-_GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
-_DOLLAR = re.compile(r"(?<!\\)\$")
 _ROW_GAP = re.compile(r"\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
 _BLACKBOARD = re.compile(r"\s*+(?:\{\s*+)?([A-Z])\s*\}?")
 _ENVIRONMENT = re.compile(r"\s*\{([a-zA-Z]+)\*?\}(\s*\[[^\]]*\])?")
@@ -223,6 +195,8 @@ class _Lexer:
         run, end = match[0], match.end()
         if run.lower() in CONNECT or run in CHINESE:
             self.put("sep", CONNECT.get(run.lower()) or CHINESE[run])
+        elif run.lower() in IN_WORDS and (in_text or len(run) > 2 or not run.isascii()):
+            self.put("sep", IN_WORDS[run.lower()])
         elif run.lower() in ("percent", "pct", "percentage"):
             self.put("op", "%")
         elif run in CONSTANTS:
@@ -242,7 +216,7 @@ class _Lexer:
         elif applied := _APPLIED.match(run):
             self.put("fn", applied[1])
             self.put("let", applied[2])
-        elif len(run) > 3 or (run.lower() in SMALL_WORDS and not run.isupper()):
+        elif len(run) > 3 or self.is_small_word(run, text, at):
             self.put("word", run)
         else:
             self.single_letters(run, text, end)
@@ -254,6 +228,13 @@ class _Lexer:
             self.doubts.add(Doubt.COMMON_LOG)
             name = "lg" if Doubt.COMMON_LOG in self.choose else name
         self.put("fn", name)
+
+    def is_small_word(self, run: str, text: str, at: int) -> bool:
+        """Whether two or three letters are the word that they spell, and no factors."""
+        if run.lower() not in SMALL_WORDS or run.isupper():
+            return False
+        before = tuple((token.kind, token.text) for token in self.tokens[-2:])
+        return not spells_factors(text, at, at + len(run), before)
 
     def is_unit(self, run: str, text: str, end: int) -> bool:
         """Whether a run of letters is a unit where it stands."""
@@ -438,34 +419,10 @@ def closing_brace(text: str, at: int) -> int:
     raise Unreadable("a group that does not close")
 
 
-def _units_spelled(text: str) -> str:
-    """`text` with the units whose signs mean something else elsewhere spelled in words."""
-    text = _SQUARES.sub(lambda m: "square " if m[1] == "sq" else "cubic ", text)
-    text = _MICRO.sub(lambda m: rf"\text{{ micro{m[1] or m[2]}}}", text)
-    return _OHMS.sub(lambda m: rf"\text{{ {m[1]}ohm}}", _RUPEES.sub("₹", text))
-
-
-def clean(text: str) -> str:
-    """`text` without mathematics delimiters and spacing that carries no meaning."""
-    text = _units_spelled(parted_lines(text))
-    text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
-    if text.count("$") % 2:  # an odd dollar beside a digit is money
-        text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
-    text = _DOLLAR.sub(" ", text)
-    if "base" in text:
-        text = _BASE_TEXT.sub(r" \1 ", text)
-        text = _IN_BASE.sub(r"_{\1}", text)
-    if "\\" in text:
-        text = _HEX_TEXT.sub(r"\1", _DEGREE.sub(r"^\\circ ", text))
-        text = _UNIT_FRACTION.sub(r"\\text{ \1/\2}", _NOISE.sub(" ", text))
-        text = _GLUED_SPACE.sub(r"\1 ", text)
-    return text
-
-
 def tokens_of(
     text: str, choose: frozenset[Doubt] = frozenset()
 ) -> tuple[tuple[Token, ...], frozenset[Doubt]]:
-    """Tokens of `text` (already `clean`) and the doubts met; raises `Unreadable`."""
+    """Tokens of `text` (already cleaned) and the doubts met; raises `Unreadable`."""
     lexer = _Lexer(choose)
     lexer.scan(text)
     return tuple(lexer.tokens), frozenset(lexer.doubts)

@@ -7,8 +7,8 @@ evaluated.
 
 from fractions import Fraction
 
-from rl_reasoner.answers.parsing.brackets import Brackets
 from rl_reasoner.answers.parsing.lexer import Token
+from rl_reasoner.answers.parsing.naming import Naming
 from rl_reasoner.answers.tree import (
     EMPTY,
     INFINITY,
@@ -25,8 +25,6 @@ from rl_reasoner.answers.tree import (
     spelled,
 )
 
-_CALLED = frozenset("fgFG")
-_CALLED_ON_NAMES = frozenset("hpqrsuvwyHPQRSTVWABCENMLKI")
 _ACCENTS = names("overline vec hat tilde dot ddot underline overbrace overleftrightarrow")
 _NAMED = names("angle triangle measuredangle odot square parallelogram")
 _FUNCTION_NAMES = {
@@ -38,7 +36,7 @@ _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "sinh": "arcsinh
 _CONSTANTS = {"pi": "pi", "e": "e", "i": "i"}
 
 
-class Expressions(Brackets):
+class Expressions(Naming):
     """The expression half of the grammar: sums, products, powers, names, functions."""
 
     # ------------------------------------------------------------------ sums and products
@@ -165,8 +163,15 @@ class Expressions(Brackets):
                 self.skip_to_close()
                 base = Node("deg", (base,)) if degree else self.primed(base)
                 continue
+            starred = self.starred(base)
+            if starred is not None:
+                base = starred
+                continue
             exponent = self.exponent()
-            base = self.postfix(Node("pow", (base, exponent)))
+            inverse = base.op == "sym" and exponent.number == -1
+            named = self.called(Node("sym", name=base.name + "^-1")) if inverse else base
+            base = named if named.op == "call" and inverse else Node("pow", (base, exponent))
+            base = self.postfix(base)
         return base
 
     def skip_to_close(self) -> None:
@@ -183,12 +188,6 @@ class Expressions(Brackets):
         if self.now.kind == "op" and self.now.text == "^":
             return self.power(node)
         return self.postfix(node)
-
-    def primed(self, node: Node) -> Node:
-        """A name with a prime."""
-        if node.op != "sym":
-            raise Unreadable("a prime after something that is not a name")
-        return self.called(Node("sym", name=node.name + "'"))
 
     def postfix(self, node: Node) -> Node:
         """`node` with factorials and primes."""
@@ -223,79 +222,6 @@ class Expressions(Brackets):
             node = Node("div", (node, self.listing(closer)))
         self.need(closer)
         return Node("set", node.args) if node.op == "list" and closer == "}" else node
-
-    def called(self, node: Node) -> Node:
-        """`node`, or the unknown function of that name applied to the brackets behind it."""
-        if self.now.text != "(" or self.now.kind != "op" or node.op not in ("sym", "index"):
-            return node
-        name = node.name
-        if name[:1] in _CALLED or name.endswith("'") or self.names_in_brackets(name):
-            self.at += 1
-            inside = self.listing(")")
-            self.need(")")
-            arguments = inside.args if inside.op == "list" else (inside,)
-            return Node("call", (*node.args, *arguments), name="?" + name)
-        return node
-
-    def names_in_brackets(self, name: str) -> bool:
-        """Whether brackets hold few names or numbers, so that the letter is a function."""
-        if name[:1] not in _CALLED_ON_NAMES:
-            return False
-        end = self.at + 1
-        while end < len(self.tokens) and (
-            self.tokens[end].kind in ("let", "num", "word") or self.tokens[end].text in (",", "cap")
-        ):
-            end += 1
-        closed = end < len(self.tokens) and self.tokens[end].text == ")"
-        single = [token for token in self.tokens[self.at + 1 : end] if token.text != ","]
-        return closed and 1 <= len(single) <= 4
-
-    def subscript(self, name: str) -> Node:
-        """The letter `name` with the index that follows, a name of its own."""
-        if self.now.kind != "op" or self.now.text != "_":
-            return Node("sym", name=name)
-        self.at += 1
-        braced = self.take("{")
-        start = self.at
-        if not braced:
-            token = self.now
-            self.at += 1
-            if token.kind not in ("num", "let", "word", "cmd"):
-                raise Unreadable("an index that is not a name")
-            if token.kind != "let":
-                return Node("sym", name=f"{name}_{token.text}")
-            return Node("index", (Node("sym", name=token.text),), name=name)
-        depth = 1
-        while depth and self.at < len(self.tokens):
-            depth += (self.now.text == "{") - (self.now.text == "}")
-            self.at += 1
-        inside = self.tokens[start : self.at - 1]
-        if depth or not inside:
-            raise Unreadable("an index that does not close")
-        if any(token.kind == "word" for token in inside) or all(
-            token.kind in ("num", "sep") or token.text == "'" for token in inside
-        ):
-            index = "".join(token.text for token in inside)
-            if name == "C" and index.isdecimal() and self.now.text == "^":
-                return self.combinations(int(index[:9]))
-            return Node("sym", name=f"{name}_{index}")
-        return self.reparsed_index(name, tuple(inside))
-
-    def combinations(self, total: int) -> Node:
-        """`C_{10}^{3}` as a binomial coefficient; the power of a constant where it is none."""
-        self.at += 1
-        chosen = self.exponent()
-        if chosen.number is not None and chosen.number <= total:
-            return Node("call", (integer(total), chosen), name="binom")
-        return self.postfix(Node("pow", (Node("sym", name=f"C_{total}"), chosen)))
-
-    def reparsed_index(self, name: str, inside: tuple[Token, ...]) -> Node:
-        """An index that is an expression, its i and e plain letters."""
-        as_names = [Token("let", t.text + "\u0307") if t.text in ("i", "e") else t for t in inside]
-        inner = type(self)(tuple(as_names))
-        inner.depth = self.depth
-        inner.descend()
-        return Node("index", (inner.listing(),), name=name)
 
     # ------------------------------------------------------------------ atoms
 
@@ -368,7 +294,7 @@ class Expressions(Brackets):
         if name == "emptyset":
             return EMPTY
         if name.startswith("bb"):
-            return REALS if name == "bbR" else Node("sym", name=name)
+            return REALS if name == "bbR" else self.called(Node("sym", name=name))
         if name in ("lfloor", "lceil"):
             inside = self.listing("r" + name[1:])
             self.need("r" + name[1:])
@@ -384,8 +310,8 @@ class Expressions(Brackets):
         if name == "not":
             raise Unreadable("a negated sign")
         if name == "textcircled":
-            return Node("call", (self.argument(),), name="?circled")
-        return self.subscript("\\" + name)
+            return self.argument()
+        return self.called(self.subscript("\\" + name))
 
     def root(self, name: str) -> Node:
         """A root of any degree."""
@@ -456,6 +382,8 @@ class Expressions(Brackets):
             return (self.signed_factor(),)
         inside = self.factor()
         while self.starts_factor() and self.now.kind != "fn" and self.now.text not in ("(", "["):
+            if self.integrals and self.now.text == "d" and self.ahead().kind == "let":
+                break
             inside = multiply(inside, self.factor())
         if self.now.text == "/" and self.ahead().kind == "num" and _only_pi(inside):
             self.at += 1

@@ -10,7 +10,8 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 
-from rl_reasoner.answers.parsing.lexer import Token, clean, tokens_of
+from rl_reasoner.answers.parsing.cleaning import clean
+from rl_reasoner.answers.parsing.lexer import Token, tokens_of
 from rl_reasoner.answers.parsing.parser import Expressions
 from rl_reasoner.answers.parsing.units import MONEY, canonical_unit, is_known_unit
 from rl_reasoner.answers.tree import (
@@ -28,11 +29,19 @@ MAX_LENGTH = 4000
 MAX_TREE_DEPTH = 120
 CACHED_LENGTH = 400
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
-_PARTS = "halves 2 thirds 3 fourths 4 fifths 5 sixths 6 sevenths 7 eighths 8 ninths 9 tenths 10"
+_PARTS = """
+halves 2 thirds 3 fourths 4 fifths 5 sixths 6 sevenths 7 eighths 8 ninths 9 tenths 10 elevenths 11
+twelfths 12 fifteenths 15 sixteenths 16 twentieths 20 hundredth 100 hundredths 100 thousandth 1000
+thousandths 1000 ten-thousandths 10000 hundred-thousandths 100000 millionths 1000000 permille 1000
+"""
+_TIMES = """
+dozen 12 hundred 100 thousand 1000 lakh 100000 million 1000000 crore 10000000 billion 1000000000
+trillion 1000000000000
+"""
+_SIZES = dict(zip(*[iter(_TIMES.split())] * 2, strict=True))
 _SCALES: dict[str, Fraction | int] = {
-    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "dozen": 12, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8,
-    "hundredths": Fraction(1, 100), "thousandths": Fraction(1, 1000), "permille": Fraction(1, 1000),
+    "tens": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8,
+    **{word + s: int(size) for word, size in _SIZES.items() for s in ("", "s")},
     **{part: Fraction(1, int(of)) for part, of in zip(*[iter(_PARTS.split())] * 2, strict=True)},
 }  # fmt: skip
 _POWER_WORDS = frozenset({"squared", "cubed", "factorial"})
@@ -173,6 +182,12 @@ class Statements(Expressions):
         while self.now.kind == "word":
             words.append(self.now.text.lower())
             self.at += 1
+        if self.now.text == "(":  # \text{rank}(A)
+            end = next((t for t in range(2, 12) if self.ahead(t).text == ")"), 0)
+            if end and self.ahead(end + 1).kind == "rel":
+                inside = self.tokens[self.at : self.at + end + 1]
+                words.append("".join(token.text for token in inside))
+                self.at += end + 1
         if self.now.kind != "rel":
             raise Unreadable("words where a value should be")
         return Node("text", name=" ".join(words))
@@ -210,7 +225,8 @@ class Statements(Expressions):
         if kind == "op" and text in "^/*-{}.'":
             return True
         if kind == "num":
-            return parts[-1] in ("^", "{", "-") and len(text) == 1
+            powers = parts[-2:-1] if parts[-1] == "-" else parts[-1:]  # no "5 cm - 3"
+            return powers in (["^"], ["{"]) and len(text) == 1
         return (kind == "let" and parts[-1] in ("/", "*", "per")) or text == "circ"
 
     def modulus(self) -> str:

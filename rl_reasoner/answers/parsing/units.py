@@ -177,6 +177,9 @@ def canonical_unit(text: str) -> str:
             last = _base(part)
             powers[last] = powers.get(last, 0) + sign * pending
             pending = 1
+    if pending > 1:  # "5 cm sq"; "5 square" is in square units
+        more = pending - 1 if last else pending
+        powers[last or "unit"] = powers.get(last, 0) + sign * more
     return " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if power)
 
 

@@ -5,7 +5,7 @@ from rl_reasoner.answers.tree import names
 FUNCTIONS = names(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh"
     " tanh coth sech csch arcsinh arccosh arctanh asinh acosh atanh log ln lg exp max min gcd lcm"
-    " det sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg"
+    " det sqrt abs floor ceil arg Re Im sgn sign erf tg ctg arctg dim ker rank Var Cov"
 )
 ALIGNED = names("align aligned alignat alignedat gather gathered split eqnarray multline equation")
 STYLE = names(
@@ -37,7 +37,11 @@ PLAIN_COMMANDS = {
     "langle": "\\<", "rangle": "\\>", "lang": "\\<", "rang": "\\>",
 }  # fmt: skip
 CONNECT = {"and": "and", "or": "or", "land": "and", "lor": "or", "wedge": "and", "vee": "or"}
-CHINESE = {"和": "and", "或": "or", "与": "and", "及": "and", "或者": "or", "以及": "and"}
+CHINESE = {
+    "和": "and", "或": "or", "与": "and", "及": "and", "或者": "or", "以及": "and", "且": "and",
+    "并且": "and",
+}  # fmt: skip
+IN_WORDS = {"und": "and", "oder": "or", "et": "and", "ou": "or", "и": "and", "или": "or"}
 ALIAS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
     "varnothing": "emptyset", "cbrt": "ucbrt", "infin": "infty", "degree": "circ", "smallsetminus":
@@ -51,7 +55,7 @@ SMALL_WORDS = names(
     " we be do he she his her red day may jan feb mar apr jun jul aug sep oct nov dec mon tue wed"
     " thu fri sat sun am pm st nd rd th non nan via sum true out off on up from each km old"
 )
-CONSTANTS = {**dict.fromkeys(("infinity", "infty", "oo", "Infinity"), "infty"), "mod": "mod"}
+CONSTANTS = {**dict.fromkeys(("infinity", "infty", "oo", "Infinity", "inf"), "infty"), "mod": "mod"}
 
 BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
