@@ -100,12 +100,22 @@ def filter_rows(
             rates.append(_rate(stage, number, scored))
             texts.update(_failures(scored))
     card = _card(stage, rates, texts) | {"seconds": round(time.monotonic() - started, 1)}
-    if not card["rows"]:
+    _write(stage, files, card, rates, _kept(rows, rates))
+    return card
+
+
+def _write(
+    stage: FilterStage,
+    files: FilterFiles,
+    card: Mapping[str, Any],
+    rates: Sequence[Row],
+    kept: Sequence[Row],
+) -> None:
+    """Write both files; raises what there is to say where no row is kept: the rates are written."""
+    if not kept:
         write_jsonl(files.rates, rates)
         raise _nothing_kept(stage, card, files.rates)
-    kept = as_jsonl(_kept(rows, rates))
-    write_together({files.rates: as_jsonl(rates), files.kept: kept})
-    return card
+    write_together({files.rates: as_jsonl(rates), files.kept: as_jsonl(kept)})
 
 
 def reuse_completions(old: Path, folder: Path) -> None:
