@@ -58,6 +58,8 @@ UNEQUAL = {
     "where it is defined": [
         (r"\frac{x-4}{x+3}", r"\frac{x-4}{x-3}, x \ne 3"),
         (r"\frac{x-4}{x+3}", r"\frac{x-4}{x+3}, x = -3"),
+        ("x + y = 4", "x + y = 4, x > 0"),
+        ("x < 5", r"x < 5, x \ne 0"),
         (r"\frac{x-4}{x+3}", r"x \ne -3"),
         ("5", r"5, x \ne 3"),
         ("k < 2", r"k < 2, k \ne 0"),

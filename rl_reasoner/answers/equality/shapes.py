@@ -174,12 +174,15 @@ def without_domain(node: Node, gold: Node) -> Node:
     if any(map(_is_condition, walk(gold))):
         return node
     first, *conditions = node.args
-    names = letters(labelled(first)[1])
+    label, value = labelled(first)
+    if first.op == "rel" and label is None:  # of a curve it is another one
+        return node
+    names = letters(value)
     told = all(
         _is_condition(part) and letters(part) and letters(part) - {"bbZ", "bbN", "bbQ"} <= names
         for part in conditions
     )
-    return first if told and not _is_condition(first) else node
+    return first if told else node
 
 
 def _is_condition(node: Node) -> bool:
