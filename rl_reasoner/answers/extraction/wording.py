@@ -71,10 +71,10 @@ _CHOICE = re.compile(
     r"(?:[.,;)、]|\s-\s|:(?=\s|$)|\s|$)\s*(.*)$",
     re.DOTALL,
 )
-_SECOND_CHOICE = re.compile(
-    r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$)|[IVX]{1,4}\b"
-    r"|is\s+(?:not|wrong|incorrect|false)\b|(?:isn't|cannot|can't)(?!\w))"
-)
+_SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
+_TAKEN_BACK = re.compile(r"is\s+(?:not|wrong|incorrect|false)\b|isn't(?!\w)|(cannot|can't)(?!\w)")
+_ROMAN = re.compile(r"[IVX]{1,4}\b")
+_STATEMENTS = re.compile(r"(?!I\W*$)[IVX]{1,4}(?:(?:,|\s(?:and|or|&))*\s[IVX]{1,4})*(?:\sonly)?\.?")
 _LETTER_OF_CHOICE = re.compile(r"(?<![\w'\\])(?:[B-HJ](?![\w'])|A(?!\s*[\w']))")
 _PARTED = re.compile(r"[,;、&()]|and|和")
 _BETWEEN_NAMES = re.compile(r"(?:(?<!\s)\s++)?,\s*(?:and\s+)?|(?<!\s)\s+and\s+|、|和")
@@ -93,7 +93,7 @@ def unstyled(text: str) -> str:
         text = _SPACING.sub(" ", text)
         if _TEXT_COMMAND.search(text):
             text = _TEXT_COMMAND.sub(" ", text)
-            text = re.sub(r"(?<![\\_^}])\s?\{([^{}\\]*)\}", r" \1", text)
+            text = re.sub(r"(?<![\\_^}a-zA-Z])\s?\{([^{}\\]*)\}", r" \1", text)
     return " ".join(text.split())
 
 
@@ -193,15 +193,24 @@ def choice(text: str, *, marked_only: bool = False) -> tuple[str, str] | None:
         return None
     letter = choice[1] or choice[2] or choice[3]
     rest = choice[4].strip()
-    if _SECOND_CHOICE.match(rest):
-        return None
     marked = bool(choice[1] or choice[2]) or not plain.startswith(letter)
-    if marked or not rest or plain[1:2] in ".:)、":
+    behind_mark = plain[1:2] in ".:)、"
+    told = (marked or behind_mark) and _STATEMENTS.fullmatch(rest)  # "(B) I and II only"
+    if _SECOND_CHOICE.match(rest) and not told:
+        return None
+    if _ROMAN.match(rest) and (letter == "I" or not (told or behind_mark)):
+        return None
+    # "D) cannot be determined" is what the option says
+    taken_back = None if behind_mark else _TAKEN_BACK.match(rest)
+    if taken_back and not (taken_back[1] and (choice[1] or choice[2])):
+        return None
+    if marked or not rest or behind_mark:
         return letter, rest
     bracketed = rest[0] == "(" and rest.endswith(")")
     if marked_only or not (plain[1:2] in ",;" or rest[0].isalpha() or bracketed):
         return None
-    return None if _LETTER_OF_CHOICE.search(rest) else (letter, rest)
+    others = any(found[0] != letter for found in _LETTER_OF_CHOICE.finditer(rest))
+    return None if others else (letter, rest)
 
 
 def choice_letters(text: str) -> str:

@@ -45,7 +45,8 @@ _MEASURE = re.compile(r"(?<![a-zA-Z\\])m\s?(?=\\(?:measured)?angle(?![a-zA-Z]))"
 _THIN_SPACE = re.compile(r"\\[,;:! ]")
 _SPACED_INDEX = re.compile(r"\\[,;:! ]\s?(?=_)")
 _GLUED_JOINT = re.compile(r"([且或和与])(?=[a-zA-Z])")
-_TYPED_TIMES = re.compile(r"(?<=[\d)] )[xX] (?=[\d$(])")
+_TYPED_TIMES = re.compile(r"(?<=[\d)] )[xX] (?=(?:\$ ?)?\d|\([\d .+*/-]{1,40}\))")
+_NAMED_X = re.compile(r"(?<![a-zA-Z\\])[xX](?![a-zA-Z])")
 _GLUED_SPACE = re.compile(r"(\\q?quad)(?=[a-zA-Z])")
 _DERIVATIVE = re.compile(r"(?<![a-zA-Z\\])d([a-zA-Z])\s?/\s?d([a-zA-Z])(?![a-zA-Z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
@@ -71,7 +72,8 @@ def clean(text: str) -> str:
     text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
     text = _GLUED_JOINT.sub(r"\1 ", text)
     if "=" in text:
-        text = _TYPED_TIMES.sub(r"\\times ", text)
+        typed = _TYPED_TIMES.sub(r"\\times ", text)
+        text = text if _NAMED_X.search(typed) else typed  # `y = 2 x (x + 1)` has a letter x
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DERIVATIVE.sub(r"\\frac{d\1}{d\2}", _DOLLAR.sub(" ", text))
