@@ -30,6 +30,9 @@ EQUAL = {
         (r"\frac{n(n+1)}{2}", r"\sum_{k=1}^n k = \frac{n(n+1)}{2}"),
         ("55", r"\sum_{k=1}^{10} k = 55"),
         ("x^2+C", r"\int 2x\,dx = x^2 + C"),
+        ("5", r"5 = \lim_{n\to\infty} a_n"),
+        ("2", r"\frac{1}{\pi}\int_0^{\pi} f(x)\,dx = 2"),
+        (r"\int_0^1 2x dx = 1", r"\int_0^1 2t dt = 1"),
     ],
     "names": [
         ("5", r"S_{\max} = 5"),
@@ -79,6 +82,11 @@ UNEQUAL = {
         ("1", r"\lim_{x\to 0} \frac{\sin x}{x} = 2"),
         ("1", r"\sum_{k=1}^{2} k = 1"),
         (r"\frac{x^2}{2}", r"\int x\,dx = x^2"),
+        ("5", r"x + \sum_{i=1}^n i = 5"),
+        ("5", r"x \int_0^1 f(t)\,dt = 5"),
+        (r"\int_0^1 f(x)dx = 3", r"\int_0^1 g(x)dx = 3"),
+        (r"\lim_{x\to 0^+} f(x) = 1", r"\lim_{x\to 0^-} f(x) = 1"),
+        ("f(x) = x^2", r"\int_0^x f(t)\,dt = x^2"),
     ],
     "names": [
         (r"S_{\max} = 5", r"S_{\min} = 5"),

@@ -65,10 +65,10 @@ def labelled(node: Node) -> tuple[Node | None, Node]:
         return None, node
     parts = list(node.args)
     label: Node | None = None
-    if is_label(parts[0]) and not _mentions(parts[-1], parts[0]):
+    if _is_name(parts[0]) and not _mentions(parts[-1], parts[0]):
         label = parts.pop(0)
         signs.pop(0)
-    elif len(parts) == 2 and is_label(parts[1]) and not _mentions(parts[0], parts[1]):
+    elif len(parts) == 2 and _is_name(parts[1]) and not _mentions(parts[0], parts[1]):
         return parts[1], parts[0]
     body = _chain_value(parts, signs, labelled=label is not None)
     return (label, body) if body is not None else (None, node)
@@ -87,9 +87,14 @@ def _named_point(node: Node) -> tuple[Node | None, Node]:
     return None, node
 
 
+def _is_name(node: Node) -> bool:
+    """Whether `node` is a label, or a limit, a sum or an integral that is told the value of."""
+    return is_label(node) or (node.op == "sum" and _is_open(node))
+
+
 def _mentions(body: Node, label: Node) -> bool:
     """Whether `body` has the label's own name in it, so that it is no definition."""
-    if is_derivative(label):
+    if is_derivative(label) or (label.op == "sum" and not _is_open(body)):
         return False
     if label.op in ("call", "index"):
         return any(part.op == label.op and part.name == label.name for part in walk(body))
@@ -119,14 +124,21 @@ def _chain_value(parts: list[Node], signs: list[str], *, labelled: bool) -> Node
 
 
 def _is_open(node: Node) -> bool:
-    """Whether `node` has a limit, an integral, or a sum without two whole numbers as its ends."""
-    return any(
-        part.op == "sum"
-        and (
-            not part.name.startswith(("sum ", "prod "))
-            or any(end.number is None or end.number.denominator != 1 for end in part.args[1:])
-        )
-        for part in walk(node)
+    """Whether `node` is a limit, an integral, or a sum without two whole numbers as its ends.
+
+    Also with numbers added and multiplied; `x + \\int_0^1 f(t) dt` is an equation's side.
+    """
+    if node.op == "sum" and (
+        not node.name.startswith(("sum ", "prod "))
+        or any(end.number is None or end.number.denominator != 1 for end in node.args[1:])
+    ):
+        return True
+    if node.op not in ("add", "neg", "mul", "div", "pow", "sum", "quantity"):
+        return False
+    parts = node.args[:1] if node.op == "sum" else node.args
+    opened = [_is_open(part) for part in parts]
+    return any(opened) and all(
+        part_open or not letters(part) for part, part_open in zip(parts, opened, strict=True)
     )
 
 
