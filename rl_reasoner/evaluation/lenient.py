@@ -26,6 +26,7 @@ from rl_reasoner.answers.extraction.extract import (
     thought_and_spoken,
 )
 from rl_reasoner.answers.extraction.phrases import readable
+from rl_reasoner.answers.parsing.statements import SCALES
 from rl_reasoner.language.fences import fenced_blocks, python_blocks
 from rl_reasoner.language.thinking import (
     CLOSE_ANSWER,
@@ -42,8 +43,8 @@ _TEX = (
 _POWER = r"(?:\^\{?-?\d{1,6}\}?|\*\*-?\d{1,6}|[⁻⁰¹²³⁴-⁹]{1,6})"
 _TIMES_TEN = rf"\s?(?:×|·|\*|\\times|\\cdot)\s?10{_POWER}"
 _SCALE = (
-    r"\s?(?:hundred|thousand|million|billion|trillion|dozen|percent)(?![a-z])|[十百万亿]|千(?![克米瓦卡])"
-    r"|[eE][-+]?\d{1,4}(?![\w.])"
+    rf"\s?(?:{'|'.join(word for word in SCALES if word.isascii())}|percent)(?![a-z])"
+    r"|[十百万亿]|千(?![克米瓦卡])|[eE][-+]?\d{1,4}(?![\w.])"
 )
 _VALUE = re.compile(
     r"(?:(?<![\w)\]}])[-−])?(?:"  # a sign, where it is no difference

@@ -105,6 +105,9 @@ def test_a_right_answer_without_the_form_is_right_leniently_alone(text: str, ans
         ("2√3", r"2\sqrt{3}", "3"),
         ("25 percent", "0.25", "0"),
         ("2 dozen", "24", "2"),
+        ("3 thousands", "3000", "3"),
+        ("5 lakh", "500000", "5"),
+        ("3 fifths", "3/5", "3"),
     ],
 )
 def test_a_value_is_read_whole(value: str, answer: str, part: str) -> None:

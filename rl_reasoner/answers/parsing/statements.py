@@ -39,7 +39,7 @@ dozen 12 hundred 100 thousand 1000 lakh 100000 million 1000000 crore 10000000 bi
 trillion 1000000000000
 """
 _SIZES = dict(zip(*[iter(_TIMES.split())] * 2, strict=True))
-_SCALES: dict[str, Fraction | int] = {
+SCALES: dict[str, Fraction | int] = {
     "tens": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8,
     **{word + s: int(size) for word, size in _SIZES.items() for s in ("", "s")},
     **{part: Fraction(1, int(of)) for part, of in zip(*[iter(_PARTS.split())] * 2, strict=True)},
@@ -143,8 +143,8 @@ class Statements(Expressions):
         node = self.sets()
         if minus:
             node = negative(node)
-        while self.now.kind == "word" and self.now.text.lower() in _SCALES:
-            scale = Fraction(_SCALES[self.now.text.lower()])
+        while self.now.kind == "word" and self.now.text.lower() in SCALES:
+            scale = Fraction(SCALES[self.now.text.lower()])
             node = multiply(node, Node("num", number=scale))
             self.at += 1
         node, degrees = _hoisted(node)
