@@ -55,6 +55,7 @@ EQUAL = {
         ("1/2", r"P(A \mid B) = \frac12"),
         ("1/2", "P(A|B) = 1/2"),
         ("1/2", r"P(X \ge 2) = \frac12"),
+        ("1/2", r"\frac12 = P(x \ge 2)"),
         ("1/2", r"P(\text{at least one}) = \frac12"),
         ("1/2", r"\Pr(X = 2) = \frac12"),
         ("5", r"\mathbb{E}[X] = 5"),

@@ -74,7 +74,11 @@ _CHOICE = re.compile(
 _SECOND_CHOICE = re.compile(r"^(?:(?:and|or|和|或|&|/)\b|\(?[A-J]\)?(?:[.,:;)\s]|$))")
 _TAKEN_BACK = re.compile(r"is\s+(?:not|wrong|incorrect|false)\b|isn't(?!\w)|(cannot|can't)(?!\w)")
 _ROMAN = re.compile(r"[IVX]{1,4}\b")
-_STATEMENTS = re.compile(r"(?!I\W*$)[IVX]{1,4}(?:(?:,|\s(?:and|or|&))*\s[IVX]{1,4})*(?:\sonly)?\.?")
+_OPTION_TEXT = re.compile(  # "(B) I and II only", "(B) A triangle"
+    r"(?!I\W*$)[IVX]{1,4}(?:(?:,|\s(?:and|or|&))*\s[IVX]{1,4})*(?:\sonly)?\.?"
+    r"|A\s(?!(?:and|or|is|are|but|not|nor|vs)\b)[a-z].*"
+)
+_SAID_OF_I = re.compile(r"(?:is|only|alone|holds?|because|since|as)\b")
 _LETTER_OF_CHOICE = re.compile(r"(?<![\w'\\])(?:[B-HJ](?![\w'])|A(?!\s*[\w']))")
 _PARTED = re.compile(r"[,;、&()]|and|和")
 _BETWEEN_NAMES = re.compile(r"(?:(?<!\s)\s++)?,\s*(?:and\s+)?|(?<!\s)\s+and\s+|、|和")
@@ -195,11 +199,13 @@ def choice(text: str, *, marked_only: bool = False) -> tuple[str, str] | None:
     rest = choice[4].strip()
     marked = bool(choice[1] or choice[2]) or not plain.startswith(letter)
     behind_mark = plain[1:2] in ".:)、"
-    told = (marked or behind_mark) and _STATEMENTS.fullmatch(rest)  # "(B) I and II only"
+    told = (marked or behind_mark) and _OPTION_TEXT.fullmatch(rest)
     if _SECOND_CHOICE.match(rest) and not told:
         return None
     if _ROMAN.match(rest) and (letter == "I" or not (told or behind_mark)):
         return None
+    if plain[:2] == "I " and rest[:1].islower() and not _SAID_OF_I.match(rest):
+        return None  # "I am not sure"
     # "D) cannot be determined" is what the option says
     taken_back = None if behind_mark else _TAKEN_BACK.match(rest)
     if taken_back and not (taken_back[1] and (choice[1] or choice[2])):

@@ -55,7 +55,7 @@ _COMPOSED = re.compile(r"\(\s?([fgh])\s?\\circ\s?([fgh])\s?\)\s?\(")
 _RELATED = r"[a-z]\s?(?:\\(?:neq?|[lg]eq?|[lg]eqslant|[lg]t|in)(?![a-z])|[<>]|!=)[^,;]{1,40}"
 _DOMAIN = re.compile(  # at the end: `x for x > 0, -x otherwise` has two values
     r"(?:\\text\s?\{\s?(?:for|where|with|when|provided that)\s?\}|\b(?:for|where|with|when)\b"
-    rf"|(?=\({_RELATED}\)\s?$))\s?(?=\(?{_RELATED}$)"
+    rf"|(?<!P)(?<!P\s)(?<!Pr)(?<!Pr\s)(?=\({_RELATED}\)\s?$))\s?(?=\(?{_RELATED}$)"
 )
 
 
