@@ -172,7 +172,9 @@ def by_choice(gold: str, given: str) -> str | None:
     if answered is None:
         if option and words(option) == words(given):
             return "text of the choice"
-        first = re.match(r"\W*([A-J])[)\]]?[\s,;]", unstyled(given))  # "B is wrong" is no unit of B
+        first = re.match(
+            r"\W*([A-J])[)\]]?[\s,;]+\w", unstyled(given)
+        )  # "B is wrong" is no unit of B
         return "" if option or (first and first[1] == letter) else None
     if answered[0] != letter:
         return ""

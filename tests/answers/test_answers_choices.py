@@ -101,6 +101,7 @@ EQUAL = {
         ("(C) I and III only", "C"),
         ("A", "A. X is larger"),
         ("I", "I only"),
+        ("B", r"\text{(}\mathbf{B}\text{)}"),
         ("B", "(B) A triangle"),
         ("B", "B. A right angle"),
         ("B", "B, since B is prime"),

@@ -239,7 +239,9 @@ EQUAL = {
     "①③": [r"\text{①③}"],
     # joints in other languages
     r"x\ge -1, x\neq 0": [r"x\ge -1 且 x\neq 0", "x≥-1且x≠0", r"x\ge-1\text{ und }x\neq0"],
-    "2, 3": ["2 oder 3", r"2\text{ et }3", r"2\text{ ou }3", r"2\text{ или }3", r"2\text{ и }3"],
+    "2, 3": ["2 oder 3", r"2\text{ et }3", r"2\text{ ou }3", r"2\text{ или }3", r"2\text{ и }3",
+        "2 et 3", "x = 2 ou x = 3"],
+    "2 ou 3": [r"2\text{ ou }3"],
     "e t": ["et"],
     # conditions in words
     r"x \neq 5": [r"\text{all real } x \neq 5", r"\text{all } x \ne 5",

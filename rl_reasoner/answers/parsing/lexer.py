@@ -74,6 +74,7 @@ _LETTERED = re.compile(
 _RUN = re.compile(r"[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
+_NEXT_VALUE = re.compile(r"\s[-+]?(?:\d|[a-z]\s?=)")
 _MICRO_LETTERS = re.compile(r"\s*([mgslL])(?![a-zA-Z])")
 _POINT = re.compile(r"\.(?:\d|\\(?:overline|bar|dot)\b)")
 _ROW_GAP = re.compile(r"\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
@@ -195,7 +196,9 @@ class _Lexer:
         run, end = match[0], match.end()
         if run.lower() in CONNECT or run in CHINESE:
             self.put("sep", CONNECT.get(run.lower()) or CHINESE[run])
-        elif run.lower() in IN_WORDS and (in_text or len(run) > 2 or not run.isascii()):
+        elif run.lower() in IN_WORDS and (
+            in_text or len(run) > 2 or not run.isascii() or self.is_joint(text, end)
+        ):
             self.put("sep", IN_WORDS[run.lower()])
         elif run.lower() in ("percent", "pct", "percentage"):
             self.put("op", "%")
@@ -228,6 +231,11 @@ class _Lexer:
             self.doubts.add(Doubt.COMMON_LOG)
             name = "lg" if Doubt.COMMON_LOG in self.choose else name
         self.put("fn", name)
+
+    def is_joint(self, text: str, end: int) -> bool:
+        """Whether two letters between a number and a number are no factors: `2 ou 3`."""
+        numbered = bool(self.tokens) and self.tokens[-1].kind == "num" and self.space
+        return numbered and bool(_NEXT_VALUE.match(text, end))
 
     def is_small_word(self, run: str, text: str, at: int) -> bool:
         """Whether two or three letters are the word that they spell, and no factors."""
