@@ -73,6 +73,10 @@ def test_a_bare_last_line_too() -> None:
         ("3 \\times 10^5", "300000"),
         ("5 m", "5"),
         ("seven", "7"),
+        ("5 million", "5000000"),
+        ("-1.5 thousand", "-1500"),
+        ("2 dozens", "24"),
+        ("5 hundredths", "0.05"),
     ],
 )
 def test_a_value_is_an_answer(value: str, gold: str) -> None:

@@ -28,6 +28,7 @@ MAX_MEMBERS = 60
 MAX_LENGTH = 4000
 MAX_TREE_DEPTH = 120
 CACHED_LENGTH = 400
+MAX_FOLDED = 10**60
 _LOOSE_TO_TIGHT = (";", "or", "and", "quad", "row", ",")
 _PARTS = """
 halves 2 thirds 3 fourths 4 fifths 5 sixths 6 sevenths 7 eighths 8 ninths 9 tenths 10 elevenths 11
@@ -144,8 +145,7 @@ class Statements(Expressions):
         if minus:
             node = negative(node)
         while self.now.kind == "word" and self.now.text.lower() in SCALES:
-            scale = Fraction(SCALES[self.now.text.lower()])
-            node = multiply(node, Node("num", number=scale))
+            node = _scaled(node, Fraction(SCALES[self.now.text.lower()]))
             self.at += 1
         node, degrees = _hoisted(node)
         after = self.unit_after(closers)
@@ -284,6 +284,14 @@ def ratio_relation(members: list[Node], signs: list[str]) -> Node:
             parts.append([member])
     nodes = tuple(part[0] if len(part) == 1 else Node("ratio", tuple(part)) for part in parts)
     return Node("rel", nodes, name=" ".join(others))
+
+
+def _scaled(node: Node, size: Fraction) -> Node:
+    """`node` times the size that a word names; `5 million` is a number, and no calculation."""
+    number = node.number
+    if node.op == "num" and number and abs(number.numerator) * number.denominator < MAX_FOLDED:
+        return Node("num", number=number * size, digits=node.digits)
+    return multiply(node, Node("num", number=size))
 
 
 def _hoisted(node: Node) -> tuple[Node, bool]:
