@@ -96,7 +96,7 @@ def left_to_do(completion: str, answer: str) -> str:
     """
     try:
         gold = _gold(answer).texts
-        if not gold or not _is_value(gold[0]):
+        if not gold or not _is_number(gold[0]):
             return ""
         equal = [text for text in answer_of(completion).texts if compared(gold[0], text)[0]]
         return "" if not equal or any(map(_is_value, equal)) else equal[0]
@@ -106,8 +106,15 @@ def left_to_do(completion: str, answer: str) -> str:
 
 def _is_value(text: str) -> bool:
     """Whether `text` reads as a number worked out, or as no mathematics at all: `seven`."""
-    trees = read_answer(_BOLD.sub(r"\1", text.strip())).trees
-    return not trees or any(map(is_worked_out, trees))
+    return _is_number(text) or not _trees(text)
+
+
+def _is_number(text: str) -> bool:
+    return any(map(is_worked_out, _trees(text)))
+
+
+def _trees(text: str) -> tuple[Node, ...]:
+    return read_answer(_BOLD.sub(r"\1", text.strip())).trees
 
 
 def shown(text: str) -> str:
@@ -169,9 +176,9 @@ def by_choice(gold: str, given: str) -> str | None:
         return None
     letter, option = wanted
     answered = choice(given)
+    if option and words(option) == words(given):
+        return "text of the choice"  # of "D. A triangle", too: that A is an article
     if answered is None:
-        if option and words(option) == words(given):
-            return "text of the choice"
         first = re.match(
             r"\W*([A-J])[)\]]?[\s,;]+\w", unstyled(given)
         )  # "B is wrong" is no unit of B

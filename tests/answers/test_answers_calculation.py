@@ -85,6 +85,11 @@ def test_a_value_is_an_answer(value: str, gold: str) -> None:
     assert score(completion, gold) == 1.0
 
 
+@pytest.mark.parametrize(("letter", "gold"), [("A", "A. circle"), ("C", "(C) I and III only")])
+def test_the_letter_of_a_choice_with_its_text_is_an_answer(letter: str, gold: str) -> None:
+    assert score(f"\\boxed{{{letter}}}", gold) == 1.0
+
+
 @pytest.mark.parametrize("gold", ["2^{10}", "2\\sqrt{3}", "x + 1", "3!", "(1, 2)", "B"])
 def test_only_plain_numbers_are_asked_to_be_worked_out(gold: str) -> None:
     assert score(f"\\boxed{{{gold}}}", gold) == 1.0
