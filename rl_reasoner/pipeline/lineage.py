@@ -79,8 +79,8 @@ def facts_of(
             facts["overlap"] = recipe.run.overlap
     if isinstance(stage, RowStage) and stage.reward:
         facts["code"] = _codes([stage.reward], read).get(stage.reward)
-    if named := _named_in_options(recipe, stage):
-        facts["named"] = {name: read.get(name, now) for name, now in named.items()}
+    if named := _named_in_options(recipe, stage, read):
+        facts["named"] = named
     if not isinstance(stage, RowStage):
         facts["precision"] = recipe.run.precision
         if recipe.run.precision == "fp8":
@@ -262,9 +262,15 @@ def _is_policy(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "policy/config.json"))
 
 
-def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:
-    """The hashes of what the options of a stage's rewards and of its environment name."""
-    return files_of_options(*_options_of(recipe, stage))
+def _named_in_options(recipe: Recipe, stage: Stage, read: Mapping[str, str]) -> dict[str, str]:
+    """The hashes of what the options of a stage's rewards and of its environment name.
+
+    As it was `read`, also where it is not there any more; else as it is.
+    """
+    used = _options_of(recipe, stage)
+    given = [options.get(name) for options in used for name in (*_CODE_OPTIONS, "rubric")]
+    texts = [value for value in given if isinstance(value, str)]
+    return files_of_options(*used) | {value: read[value] for value in texts if value in read}
 
 
 def _options_of(recipe: Recipe, stage: Stage) -> list[Mapping[str, Any]]:

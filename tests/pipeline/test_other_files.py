@@ -11,6 +11,8 @@ import pytest
 from rl_reasoner import Recipe, train
 from rl_reasoner.cli import main
 from rl_reasoner.dataset.sets import find_set
+from rl_reasoner.pipeline.lineage import hash_of
+from rl_reasoner.recipe.recipe import Evals
 from rl_reasoner.scoring.beside import hash_of_code
 from support.tiny import REWARD, grpo, recipe
 
@@ -223,8 +225,28 @@ def test_code_that_is_edited_while_a_run_trains_is_kept_as_it_was_read(
     assert recorded("1-one") == recorded("2-two") == read
     assert (run / "policy").is_dir() and (run / "evals" / "after.json").is_file(), "it has ended"
     said = "".join(capsys.readouterr().err.split())
-    assert f"editedwhiletherunwenton:{near}:near,{adds}:adds." in said
+    assert f"editedorremovedwhiletherunwenton:{near}:near,{adds}:adds." in said
     train(wanted, resume=run)
     assert recorded("1-one") == recorded("2-two") == [hash_of_code(file) for file in (near, adds)]
-    assert "editedwhile" not in "".join(capsys.readouterr().err.split())
+    assert "editedorremoved" not in "".join(capsys.readouterr().err.split())
     assert stands(run)
+
+
+def test_a_rubric_that_is_removed_while_a_run_trains_leaves_the_run_its_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rubric, stages = tmp_path / "rubric.yaml", tmp_path / "run" / "stages"
+    wanted = judged(tmp_path).model_copy(update={"evals": Evals(sets=[])})
+    removes = (
+        "    from pathlib import Path\n"
+        f"    if Path({str(stages)!r}).is_dir():\n"
+        f"        Path({str(rubric)!r}).unlink(missing_ok=True)\n"
+    )
+    (tmp_path / "ask.py").write_text(ASK.replace("    return", f"{removes}    return"))
+    read = hash_of(rubric)
+    run = train(wanted).folder
+    assert not rubric.exists()
+    assert (run / "policy").is_dir() and (run / "hashes.json").is_file(), "it has ended"
+    assert facts(run / "stages/1-grpo")["made_from"]["named"][str(rubric)] == read
+    said = "".join(capsys.readouterr().err.split())
+    assert f"editedorremovedwhiletherunwenton:{rubric}." in said
