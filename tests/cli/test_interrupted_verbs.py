@@ -104,6 +104,23 @@ def test_a_signal_ends_a_verb_in_order(number: signal.Signals, here: Path) -> No
     assert everything(here) == before
 
 
+def test_a_signal_that_comes_again_at_once_does_not_end_the_cleaning(here: Path) -> None:
+    """As from `timeout`, which sends it to its command and to the group, or as a shell closes."""
+    again = """
+import shutil
+removed = shutil.rmtree
+def and_again(path, **named):
+    os.kill(os.getpid(), {number})
+    removed(path, **named)
+shutil.rmtree = and_again
+"""
+    before = everything(here)
+    code = (AT_TOKENIZER + again).format(number=int(signal.SIGTERM)) + MAIN
+    ended = Ready(here, code, "export", "run", "out").wait()
+    assert ended.returncode == 130 and ended.stderr.endswith("interrupted\n")
+    assert everything(here) == before
+
+
 def test_what_a_stopped_evaluation_has_sampled_is_told_to_be_kept(here: Path) -> None:
     stopping = """
 import os, signal
