@@ -250,3 +250,32 @@ def test_a_rubric_that_is_removed_while_a_run_trains_leaves_the_run_its_policy(
     assert facts(run / "stages/1-grpo")["made_from"]["named"][str(rubric)] == read
     said = "".join(capsys.readouterr().err.split())
     assert f"editedorremovedwhiletherunwenton:{rubric}." in said
+
+
+def test_rows_beside_those_of_a_stage_that_are_edited_meanwhile_leave_the_run_its_policy(
+    tmp_path: Path,
+) -> None:
+    """They are read when their stage begins, and it is recorded with what they were then."""
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "run" / "stages" / "2-two"
+    edits = (
+        "    from pathlib import Path\n"
+        f"    if Path({str(folder)!r}).is_dir():\n"
+        f"        with open({str(file)!r}, 'a') as rows:\n"
+        "            rows.write(chr(10))\n"
+    )
+    near = tmp_path / "near.py"
+    chosen = {"kind": "filter", "name": "one", "data": {"task": "modular", "count": 4}}
+    chosen |= {"samples": 1, "keep": "0..1", "reward": f"{near}:near"}
+    chosen |= {"sampling": {"max_tokens": 4}}
+    mixed = grpo(name="two", steps=1, data=[{"stage": "one"}, {"path": str(file)}])
+    source = REWARD.replace("    if answer", f"{edits}    if answer")
+    wanted = recipe(tmp_path, chosen, mixed, source=source)
+    file.write_text("".join(json.dumps({"problem": f"{n}+1=", "answer": "1"}) + "\n" for n in "23"))
+    read = hash_of(file)
+    run = train(wanted, quiet=True).folder
+    assert facts(folder)["made_from"]["files"][str(file)] == read != hash_of(file)
+    assert (run / "policy").is_dir() and (run / "evals" / "after.json").is_file(), "it has ended"
+    near.write_text(REWARD)
+    train(wanted, resume=run, quiet=True)
+    assert facts(folder)["made_from"]["files"][str(file)] == hash_of(file)
+    assert stands(run)
