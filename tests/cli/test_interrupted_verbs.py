@@ -240,6 +240,29 @@ PreTrainedTokenizerBase.save_pretrained = killed
     assert weights[0] == weights[1]
 
 
+def test_a_finished_run_whose_resume_is_killed_in_its_save_has_its_policy_still(
+    here: Path, cli: Cli
+) -> None:
+    killing = """
+import os
+from pathlib import Path
+from transformers import PreTrainedModel
+def killed(model, folder, **named):
+    (Path(folder) / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+PreTrainedModel.save_pretrained = killed
+"""
+    before = everything(here / "run/policy")
+    argv = ("train", "--resume", "run", "--quiet")
+    assert Ready(here, killing + MAIN, *argv).wait().returncode == -signal.SIGKILL
+    assert everything(here / "run/policy") == before
+    (here / "run/policy/notes.txt").write_text("mine")
+    assert cli(*argv).code == 0
+    after = everything(here / "run/policy")
+    assert after == before | {str(here / "run/policy/notes.txt"): b"mine"}
+    assert not [file for file in (here / "run").rglob(".*") if file.name != ".lock"]
+
+
 def test_a_run_that_has_not_come_to_its_end_is_not_published(here: Path, cli: Cli) -> None:
     (here / "run/hashes.json").unlink()
     ended = cli("publish", "run", "out")
