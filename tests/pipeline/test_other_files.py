@@ -279,3 +279,25 @@ def test_rows_beside_those_of_a_stage_that_are_edited_meanwhile_leave_the_run_it
     train(wanted, resume=run, quiet=True)
     assert facts(folder)["made_from"]["files"][str(file)] == hash_of(file)
     assert stands(run)
+
+
+def test_a_filter_is_recorded_with_the_reward_that_it_began_with(tmp_path: Path) -> None:
+    """It loads it then: an edit while an earlier stage trained is what judges."""
+    judge, folder = tmp_path / "judge.py", tmp_path / "run" / "stages"
+    before, after = (REWARD.replace("near", "judge").replace("0.5 *", f"{n} *") for n in (0.5, 0.4))
+    judge.write_text(before)
+    edits = (
+        "    from pathlib import Path\n"
+        f"    if Path({str(folder)!r}).is_dir():\n"
+        f"        Path({str(judge)!r}).write_text({after!r})\n"
+    )
+    chosen = {"kind": "filter", "name": "two", "data": {"task": "modular", "count": 4}}
+    chosen |= {"samples": 1, "keep": "0..1", "reward": f"{judge}:judge"}
+    chosen |= {"sampling": {"max_tokens": 4}}
+    stages = [grpo(name="one", steps=1), chosen, grpo(name="three", steps=1, data={"stage": "two"})]
+    source = REWARD.replace("    if answer", f"{edits}    if answer")
+    wanted = recipe(tmp_path, *stages, source=source, evals={"sets": []})
+    run = train(wanted, quiet=True).folder
+    assert judge.read_text() == after
+    assert facts(folder / "2-two")["made_from"]["code"] == hash_of_code(judge)
+    assert (run / "policy").is_dir(), "it has ended"
