@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,6 +90,7 @@ standard error. rl-reasoner --version prints the version."""
 _showwarning = warnings.showwarning
 # what the system says of a path that somebody gave
 _PATHS = (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, *NO_ROOM)
+_ECHO_S = 5.0  # within which a second signal is the first one again
 _NO_HOME = "Could not determine home directory."  # Path.expanduser
 
 
@@ -179,12 +181,18 @@ def _run(argv: Sequence[str]) -> None:
 def _ends_in_order(verb: Any) -> Iterator[None]:
     """SIGTERM and SIGHUP (a terminal closes) end a verb as Ctrl-C does: nothing half-done is left.
 
-    `train` has its own ways, and in a chat Ctrl-C ends but a reply.
+    `train` has its own ways, and in a chat Ctrl-C ends but a reply. What comes again at once (from
+    a shell and the system, from `timeout`) does not cut short what the first one has begun.
     """
+    heard = float("-inf")
 
     def ended(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
         if number == signal.SIGHUP:
             processes.leave_terminal()
+        if time.monotonic() - heard < _ECHO_S:
+            return
+        heard = time.monotonic()
         raise KeyboardInterrupt
 
     numbers = () if isinstance(verb, TrainVerb | ChatVerb) else (signal.SIGTERM, signal.SIGHUP)

@@ -77,9 +77,7 @@ def check_messages(value: Any, what: str) -> list[_Message]:
         if not isinstance(roles, list) or not isinstance(contents, list):
             value = [value]
         else:
-            lists = {name: own for name, own in value.items() if isinstance(own, list)}
-            turns = zip(*lists.values(), strict=False)
-            value = [dict(zip(lists, own, strict=True)) for own in turns]
+            value = _turned(value, what)
     messages, last = [], len(value)
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
@@ -102,6 +100,15 @@ def check_messages(value: Any, what: str) -> list[_Message]:
     if not messages:
         raise ValueError(f"{what} has no message")
     return messages
+
+
+def _turned(fields: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """Messages of lists by field. A list of another length than the roles is none of theirs."""
+    count, contents = len(fields["role"]), len(fields["content"])
+    if count != contents:
+        raise ValueError(f"{what} has {count} roles and {contents} contents")
+    lists = {n: own for n, own in fields.items() if isinstance(own, list) and len(own) == count}
+    return [{name: own[turn] for name, own in lists.items()} for turn in range(count)]
 
 
 def _whole(message: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from rl_reasoner.evaluation.notebook import result_html
 from rl_reasoner.files import as_json, as_jsonl, write_together
 from rl_reasoner.foreign import json_value, mapping, number
 
+_CODE = "code of the reward"  # as `compare` tells it
 _SHOWN = 8  # rows of each set kept in the result's JSON, to look at
 
 
@@ -236,14 +237,17 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
 def _unlike(name: str, a: EvalResult, b: EvalResult) -> dict[str, list[Any]]:
     """What two results on a set differ in, apart from the policy: a difference may be due to it."""
     x, y = _conditions(name, a), _conditions(name, b)
+    if None in (x[_CODE], y[_CODE]):  # shipped, or of an earlier version, which did not keep it
+        del x[_CODE], y[_CODE]
     return {key: [x.get(key), y.get(key)] for key in x | y if x.get(key) != y.get(key)}
 
 
 def _conditions(name: str, result: EvalResult) -> dict[str, Any]:
     """What a set was measured with."""
     settings, figures, manifest = result.settings, result.sets.get(name, {}), result.manifest
+    of_run = mapping(manifest.get("files"))  # hashes, also in results of earlier versions
     facts = mapping(mapping(manifest.get("sets")).get(split_label(name)[0]))  # the file's own
-    code = facts.get("reward_sha256")
+    code = facts.get("reward_sha256") or of_run.get(str(facts.get("reward")))
     asked = {
         **{key: settings.get(key) for key in ("max_tokens", "template", "system")},
         **result.settings_of(name),
@@ -256,7 +260,7 @@ def _conditions(name: str, result: EvalResult) -> dict[str, Any]:
         **asked,
         **{key: figures.get(key) for key in ("temperature", "samples", "reward")},
         **{key: settings.get(key) for key in ("reward_options", "tools", "environment")},
-        "code of the reward": str(code)[:8] if code else None,
+        _CODE: str(code)[:8] if code else None,
         "weights": settings.get("weights", "own"),
         "verifier": manifest.get("replayed_with_verifier") or manifest.get("verifier"),
     }

@@ -77,10 +77,12 @@ def facts_of(
         facts["code"] = _codes(recipe.rewards, read)
         if recipe.run.overlap != "off":
             facts["overlap"] = recipe.run.overlap
-    if isinstance(stage, RowStage) and stage.reward:
-        facts["code"] = _codes([stage.reward], read).get(stage.reward)
-    if named := _named_in_options(recipe, stage):
-        facts["named"] = {name: read.get(name, now) for name, now in named.items()}
+    if isinstance(stage, RowStage):
+        read = {}  # its reward is loaded when it begins
+        if stage.reward:
+            facts["code"] = code_of_own(stage.reward)
+    if named := _named_in_options(recipe, stage, read):
+        facts["named"] = named
     if not isinstance(stage, RowStage):
         facts["precision"] = recipe.run.precision
         if recipe.run.precision == "fp8":
@@ -185,17 +187,18 @@ def hashes_of_data(recipe: Recipe, stage: Stage) -> dict[str, str]:
 def hashes_of_code(recipe: Recipe) -> dict[str, str]:
     """The hash of each file of the user's that decides what stages make, but for data and policies.
 
-    By their references: rewards, tools, the environment, and what options name.
+    By their references: rewards, tools, the environment, and what options name. But for those of
+    a stage that makes rows: it loads its reward when it begins.
     """
-    judges = [getattr(stage, "reward", None) for stage in recipe.stages]
     tools = recipe.tools.use if recipe.tools else ()
     played = [recipe.environment.use] if recipe.environment else []
     small = [
         {name: value for name, value in options.items() if name != "policy"}
         for stage in recipe.stages
+        if not isinstance(stage, RowStage)
         for options in _options_of(recipe, stage)
     ]
-    code = _codes([*recipe.rewards, *filter(None, judges), *tools, *played], {})
+    code = _codes([*recipe.rewards, *tools, *played], {})
     return files_of_options(*small) | code
 
 
@@ -262,9 +265,15 @@ def _is_policy(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "policy/config.json"))
 
 
-def _named_in_options(recipe: Recipe, stage: Stage) -> dict[str, str]:
-    """The hashes of what the options of a stage's rewards and of its environment name."""
-    return files_of_options(*_options_of(recipe, stage))
+def _named_in_options(recipe: Recipe, stage: Stage, read: Mapping[str, str]) -> dict[str, str]:
+    """The hashes of what the options of a stage's rewards and of its environment name.
+
+    As it was `read`, also where it is not there any more; else as it is.
+    """
+    used = _options_of(recipe, stage)
+    given = [options.get(name) for options in used for name in (*_CODE_OPTIONS, "rubric")]
+    texts = [value for value in given if isinstance(value, str)]
+    return files_of_options(*used) | {value: read[value] for value in texts if value in read}
 
 
 def _options_of(recipe: Recipe, stage: Stage) -> list[Mapping[str, Any]]:

@@ -218,11 +218,20 @@ class RunFolder:
 
     def keep_policy(self, save: Callable[[Path], None]) -> None:
         """Have the policy of the run's end written by `save`: it is there whole or not at all."""
-        if (policy := self.path / "policy").is_dir():  # of this end; a user may have added to it
-            save(policy)
+        policy, new = self.path / "policy", self.path / ".policy.part"
+        if not policy.is_dir():
+            with whole_folder(policy) as partial:
+                save(partial)
             return
-        with whole_folder(policy) as partial:
-            save(partial)
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        try:
+            new.mkdir()
+            save(new)
+            for file in sorted(new.rglob("*")):  # of this end, too; a user may have added to it
+                place = policy / file.relative_to(new)
+                place.mkdir(exist_ok=True) if file.is_dir() else shutil.move(file, place)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def choices(self) -> Mapping[str, Any]:
         """What the run chose by measurement (rl_reasoner.machine), as far as it has come."""

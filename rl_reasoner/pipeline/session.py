@@ -117,6 +117,7 @@ class Session:
         self.evals: dict[str, EvalResult] = {}
         self.stages = {stage.name: stage for stage in self.recipe.stages}
         self.result_hashes: dict[str, str] = {}  # of what finished stages have made, by stage
+        self.settled: set[str] = set()  # finished here, of what was there then: it may be edited
         self.answer_s: float | None = None  # seconds of a completion in the last evaluation
         self.opened: tuple[PolicyRef, Policy] | None = None  # one at a time: policies are large
 
@@ -144,6 +145,7 @@ class Session:
             if stage is first_grpo:
                 self._evaluate("before", self._start_of(stage))
             self._run_stage(stage, again=again and stage is stages[window.start])
+            self.settled.add(stage.name)
             if recipe.evals.stages and not isinstance(stage, RowStage):
                 self._evaluate(stage.name, PolicyRef(stage.name))
         made = stages if self.is_over else until  # of a finished run, `until` ends nothing
@@ -299,22 +301,17 @@ class Session:
             started, goes_on = time.monotonic(), drawn.exists()  # behind a kill
             with nullcontext(self._policy(ref)) if alone else self._shared(ref) as policy:
                 result = evaluate_recipe(policy, evals, recipe, self.view.progress, drawn)
-            answers = sum(
-                figures["problems"] * figures["samples"] for figures in result.sets.values()
-            )
+            answers = sum(of["problems"] * of["samples"] for of in result.sets.values())
             if not goes_on:
                 self.answer_s = (time.monotonic() - started) / max(1, answers)
             result.manifest |= {"key": key, "files": files}
         self.evals[name] = result
-        if file in same:
-            shutil.rmtree(drawn, ignore_errors=True)  # killed just behind the save
-            return
-        if file.is_file():
-            for old in (file, file.with_suffix(".rows.jsonl")):
+        if file not in same:
+            for old in (file, file.with_suffix(".rows.jsonl")) if file.is_file() else ():
                 self.run.set_aside(old)
-        result.name, result.policy = name, str(self.run.path)
-        result.save(file)
-        shutil.rmtree(drawn, ignore_errors=True)
+            result.name, result.policy = name, str(self.run.path)
+            result.save(file)
+        shutil.rmtree(drawn, ignore_errors=True)  # there, too, where a kill came behind the save
 
     # --------------------------------------------------------------- lengths of completions
 
@@ -383,7 +380,8 @@ class Session:
 
     def _is_finished(self, name: str) -> bool:
         """Whether a stage is done, from what the recipe now says it is made from."""
-        return (self._folder(name) / "done.json").is_file() and self._is_current(name)
+        done = (self._folder(name) / "done.json").is_file()
+        return done and (name in self.settled or self._is_current(name))
 
     def _run_stage(self, stage: Stage, again: bool) -> None:
         """Run a stage, or what is left of it."""

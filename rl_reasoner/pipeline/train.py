@@ -104,11 +104,11 @@ def train(
 
 
 def _tell_edited(session: Session) -> None:
-    """Say which files were edited while the run went on: its record has them as they were."""
+    """Say which files were edited or removed meanwhile: the run's record has them as they were."""
     if edited := edited_since(session.recipe, session.prepared.read):
         session.view.note(
-            f"edited while the run went on: {', '.join(edited)}. It is recorded with what was read "
-            "at its start; --resume runs again what depends on them"
+            f"edited or removed while the run went on: {', '.join(edited)}. It is recorded with "
+            "what was read at its start; --resume runs again what depends on them"
         )
 
 

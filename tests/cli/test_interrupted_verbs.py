@@ -104,6 +104,23 @@ def test_a_signal_ends_a_verb_in_order(number: signal.Signals, here: Path) -> No
     assert everything(here) == before
 
 
+def test_a_signal_that_comes_again_at_once_does_not_end_the_cleaning(here: Path) -> None:
+    """As from `timeout`, which sends it to its command and to the group, or as a shell closes."""
+    again = """
+import shutil
+removed = shutil.rmtree
+def and_again(path, **named):
+    os.kill(os.getpid(), {number})
+    removed(path, **named)
+shutil.rmtree = and_again
+"""
+    before = everything(here)
+    code = (AT_TOKENIZER + again).format(number=int(signal.SIGTERM)) + MAIN
+    ended = Ready(here, code, "export", "run", "out").wait()
+    assert ended.returncode == 130 and ended.stderr.endswith("interrupted\n")
+    assert everything(here) == before
+
+
 def test_what_a_stopped_evaluation_has_sampled_is_told_to_be_kept(here: Path) -> None:
     stopping = """
 import os, signal
@@ -221,6 +238,29 @@ PreTrainedTokenizerBase.save_pretrained = killed
     assert not [file for file in (here / "new").rglob(".*") if file.name != ".lock"]
     weights = [(here / run / "policy/model.safetensors").read_bytes() for run in ("run", "new")]
     assert weights[0] == weights[1]
+
+
+def test_a_finished_run_whose_resume_is_killed_in_its_save_has_its_policy_still(
+    here: Path, cli: Cli
+) -> None:
+    killing = """
+import os
+from pathlib import Path
+from transformers import PreTrainedModel
+def killed(model, folder, **named):
+    (Path(folder) / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+PreTrainedModel.save_pretrained = killed
+"""
+    before = everything(here / "run/policy")
+    argv = ("train", "--resume", "run", "--quiet")
+    assert Ready(here, killing + MAIN, *argv).wait().returncode == -signal.SIGKILL
+    assert everything(here / "run/policy") == before
+    (here / "run/policy/notes.txt").write_text("mine")
+    assert cli(*argv).code == 0
+    after = everything(here / "run/policy")
+    assert after == before | {str(here / "run/policy/notes.txt"): b"mine"}
+    assert not [file for file in (here / "run").rglob(".*") if file.name != ".lock"]
 
 
 def test_a_run_that_has_not_come_to_its_end_is_not_published(here: Path, cli: Cli) -> None:

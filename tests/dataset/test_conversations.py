@@ -84,6 +84,9 @@ def test_reasoning_beside_the_content_of_what_is_learned_is_learned() -> None:
         assert target_completion(one(prompt=ASKED, completion=[other])) == other["content"]
     by_field = {name: [value] for name, value in apart.items()}  # as Arrow has it
     assert target_completion(one(prompt=ASKED, completion=by_field)) == thought
+    for tools in ([], ["add"]):  # a list by field that is none of the messages'
+        fields = {"role": ["user", "assistant"], "content": ["1+1=", "2"], "tools": tools}
+        assert target_completion(one(messages=fields)) == "2"
     earlier = [*ASKED, apart, message("user", "and 1 more?")]
     assert prompt_of(one(prompt=earlier, answer="3"), "auto", CHATTY) == LONG
 
@@ -100,6 +103,7 @@ def test_reasoning_beside_the_content_of_what_is_learned_is_learned() -> None:
         ([{"role": "user", "content": [{"type": "image"}]}], "content of message 1 is not text"),
         ([*ASKED, message("assistant", "2")], "its last message is of the assistant"),
         ([], "the prompt has no message"),
+        ({"role": ["user", "user"], "content": ["1+1="]}, "the prompt has 2 roles and 1 contents"),
         (
             [
                 *ASKED,

@@ -139,6 +139,10 @@ def test_an_edited_reward_is_told(tmp_path: Path) -> None:
     a, b = results
     found = compare(a, b)["modular_test"]["unlike"]
     assert [*found] == ["code of the reward"] and len({*found["code of the reward"]}) == 2
+    hashed = a.manifest["sets"]["modular_test"].pop("reward_sha256")  # of an earlier version
+    assert compare(a, b)["modular_test"]["unlike"] == {}, "what it was is not known"
+    a.manifest["files"] = {f"{file}:mine": hashed}  # as in a run
+    assert compare(a, b)["modular_test"]["unlike"] == found
     again = replay(a)
     assert again.rows["modular_test"][0]["scores"] == [1.0]
     assert compare(again, b)["modular_test"]["unlike"] == {}, "both by the code of now"

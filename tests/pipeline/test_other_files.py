@@ -11,6 +11,8 @@ import pytest
 from rl_reasoner import Recipe, train
 from rl_reasoner.cli import main
 from rl_reasoner.dataset.sets import find_set
+from rl_reasoner.pipeline.lineage import hash_of
+from rl_reasoner.recipe.recipe import Evals
 from rl_reasoner.scoring.beside import hash_of_code
 from support.tiny import REWARD, grpo, recipe
 
@@ -223,8 +225,79 @@ def test_code_that_is_edited_while_a_run_trains_is_kept_as_it_was_read(
     assert recorded("1-one") == recorded("2-two") == read
     assert (run / "policy").is_dir() and (run / "evals" / "after.json").is_file(), "it has ended"
     said = "".join(capsys.readouterr().err.split())
-    assert f"editedwhiletherunwenton:{near}:near,{adds}:adds." in said
+    assert f"editedorremovedwhiletherunwenton:{near}:near,{adds}:adds." in said
     train(wanted, resume=run)
     assert recorded("1-one") == recorded("2-two") == [hash_of_code(file) for file in (near, adds)]
-    assert "editedwhile" not in "".join(capsys.readouterr().err.split())
+    assert "editedorremoved" not in "".join(capsys.readouterr().err.split())
     assert stands(run)
+
+
+def test_a_rubric_that_is_removed_while_a_run_trains_leaves_the_run_its_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rubric, stages = tmp_path / "rubric.yaml", tmp_path / "run" / "stages"
+    wanted = judged(tmp_path).model_copy(update={"evals": Evals(sets=[])})
+    removes = (
+        "    from pathlib import Path\n"
+        f"    if Path({str(stages)!r}).is_dir():\n"
+        f"        Path({str(rubric)!r}).unlink(missing_ok=True)\n"
+    )
+    (tmp_path / "ask.py").write_text(ASK.replace("    return", f"{removes}    return"))
+    read = hash_of(rubric)
+    run = train(wanted).folder
+    assert not rubric.exists()
+    assert (run / "policy").is_dir() and (run / "hashes.json").is_file(), "it has ended"
+    assert facts(run / "stages/1-grpo")["made_from"]["named"][str(rubric)] == read
+    said = "".join(capsys.readouterr().err.split())
+    assert f"editedorremovedwhiletherunwenton:{rubric}." in said
+
+
+def test_rows_beside_those_of_a_stage_that_are_edited_meanwhile_leave_the_run_its_policy(
+    tmp_path: Path,
+) -> None:
+    """They are read when their stage begins, and it is recorded with what they were then."""
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "run" / "stages" / "2-two"
+    edits = (
+        "    from pathlib import Path\n"
+        f"    if Path({str(folder)!r}).is_dir():\n"
+        f"        with open({str(file)!r}, 'a') as rows:\n"
+        "            rows.write(chr(10))\n"
+    )
+    near = tmp_path / "near.py"
+    chosen = {"kind": "filter", "name": "one", "data": {"task": "modular", "count": 4}}
+    chosen |= {"samples": 1, "keep": "0..1", "reward": f"{near}:near"}
+    chosen |= {"sampling": {"max_tokens": 4}}
+    mixed = grpo(name="two", steps=1, data=[{"stage": "one"}, {"path": str(file)}])
+    source = REWARD.replace("    if answer", f"{edits}    if answer")
+    wanted = recipe(tmp_path, chosen, mixed, source=source)
+    file.write_text("".join(json.dumps({"problem": f"{n}+1=", "answer": "1"}) + "\n" for n in "23"))
+    read = hash_of(file)
+    run = train(wanted, quiet=True).folder
+    assert facts(folder)["made_from"]["files"][str(file)] == read != hash_of(file)
+    assert (run / "policy").is_dir() and (run / "evals" / "after.json").is_file(), "it has ended"
+    near.write_text(REWARD)
+    train(wanted, resume=run, quiet=True)
+    assert facts(folder)["made_from"]["files"][str(file)] == hash_of(file)
+    assert stands(run)
+
+
+def test_a_filter_is_recorded_with_the_reward_that_it_began_with(tmp_path: Path) -> None:
+    """It loads it then: an edit while an earlier stage trained is what judges."""
+    judge, folder = tmp_path / "judge.py", tmp_path / "run" / "stages"
+    before, after = (REWARD.replace("near", "judge").replace("0.5 *", f"{n} *") for n in (0.5, 0.4))
+    judge.write_text(before)
+    edits = (
+        "    from pathlib import Path\n"
+        f"    if Path({str(folder)!r}).is_dir():\n"
+        f"        Path({str(judge)!r}).write_text({after!r})\n"
+    )
+    chosen = {"kind": "filter", "name": "two", "data": {"task": "modular", "count": 4}}
+    chosen |= {"samples": 1, "keep": "0..1", "reward": f"{judge}:judge"}
+    chosen |= {"sampling": {"max_tokens": 4}}
+    stages = [grpo(name="one", steps=1), chosen, grpo(name="three", steps=1, data={"stage": "two"})]
+    source = REWARD.replace("    if answer", f"{edits}    if answer")
+    wanted = recipe(tmp_path, *stages, source=source, evals={"sets": []})
+    run = train(wanted, quiet=True).folder
+    assert judge.read_text() == after
+    assert facts(folder / "2-two")["made_from"]["code"] == hash_of_code(judge)
+    assert (run / "policy").is_dir(), "it has ended"
