@@ -88,7 +88,7 @@ def test_a_disk_that_is_full_behind_the_weights_is_told(
     def full(*given: object, **named: object) -> None:  # as tokenizers tells it
         raise Exception("No space left on device (os error 28)")
 
-    policy = scratch_policy("dense-tiny")
+    policy = scratch_policy("dense-tiny", 0)
     monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left") as told:
         policy.save(tmp_path / "policy")
