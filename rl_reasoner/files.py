@@ -60,10 +60,15 @@ def _partial(path: Path, text: str) -> Path:
             os.fsync(file.fileno())
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)
+        _name_file(error, path)
         raise
     return partial
+
+
+def _name_file(error: BaseException, path: Path) -> None:
+    """Have an error of the system that names no file name `path`."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,8 +101,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             partial.rename(folder)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno and error.filename is None:
-                error.filename = str(folder)
+            _name_file(error, folder)
             raise
 
 

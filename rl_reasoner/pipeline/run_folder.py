@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.files import flock_holder, sha256_of, whole_folder, write_json, write_text
+from rl_reasoner.files import flock_holder, sha256_of, write_json, write_text
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.paths import check_run, no_links
 from rl_reasoner.recipe.locations import read_yaml, validate
@@ -219,14 +219,13 @@ class RunFolder:
     def keep_policy(self, save: Callable[[Path], None]) -> None:
         """Have the policy of the run's end written by `save`: it is there whole or not at all."""
         policy, new = self.path / "policy", self.path / ".policy.part"
-        if not policy.is_dir():
-            with whole_folder(policy) as partial:
-                save(partial)
-            return
         shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
         try:
             new.mkdir()
             save(new)
+            if not policy.is_dir():
+                new.rename(policy)
+                return
             for file in sorted(new.rglob("*")):  # of this end, too; a user may have added to it
                 place = policy / file.relative_to(new)
                 place.mkdir(exist_ok=True) if file.is_dir() else shutil.move(file, place)
