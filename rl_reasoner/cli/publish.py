@@ -47,11 +47,11 @@ class PublishVerb:
         err.print("loading torch and transformers", style="dim")
         load_for_good("rl_reasoner.publishing.folder")
         from rl_reasoner.publishing.folder import (
-            PushInterrupted,
             check_repository,
             files_to_push,
             publish_run,
             push_folder,
+            upload_command,
         )
 
         if self.push is not None:
@@ -69,10 +69,12 @@ class PublishVerb:
             table.add_row(Text(file["file"]), f"{file['bytes']:,}")
         told = [str(self.to), audit.summary()]
         if self.push is not None and not self.dry_run:
+            private = not self.public
             try:
-                value["pushed"] = push_folder(self.to, self.push, private=not self.public)
-            except PushInterrupted as stopped:
-                err.print(str(stopped), soft_wrap=True)
+                value["pushed"] = push_folder(self.to, self.push, private=private)
+            except KeyboardInterrupt:
+                by_hand = upload_command(self.to, self.push, private)
+                err.print(f"{self.to} is written; push it with: {by_hand}", soft_wrap=True)
                 raise
             told.append(value["pushed"])
         elif self.push is not None:

@@ -27,10 +27,6 @@ from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.load import load_recipe
 
 
-class PushInterrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of an upload: the text says how to go on."""
-
-
 def publish_run(
     run: Path, folder: Path, *, records: bool = True, note: Callable[[str], None]
 ) -> Audit:
@@ -102,7 +98,7 @@ def check_repository(name: str) -> None:
         raise UserError(f"--push {name!r:.80}: expected OWNER/NAME, as on the hub")
 
 
-def _by_hand(folder: Path, repository: str, private: bool) -> str:
+def upload_command(folder: Path, repository: str, private: bool) -> str:
     """The command that uploads a folder: what is there on the hub already it leaves out."""
     hidden = ["--private"] if private else []  # without it the hub makes a public one
     return shlex.join(["hf", "upload", repository, str(folder), *hidden])
@@ -121,11 +117,9 @@ def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
             repo_id=repository, folder_path=folder, commit_message="Published by rl-reasoner"
         )
     except Exception as error:  # each version of its client raises those of another HTTP library
+        by_hand = upload_command(folder, repository, private)
         raise UserError(
             f"--push {repository}: the hub did not take it: {first_line(error)}. {folder} is "
-            f"written: log in with `hf auth login`, then `{_by_hand(folder, repository, private)}`"
+            f"written: log in with `hf auth login`, then `{by_hand}`"
         ) from error
-    except KeyboardInterrupt as error:
-        by_hand = _by_hand(folder, repository, private)
-        raise PushInterrupted(f"{folder} is written; push it with: {by_hand}") from error
     return f"https://huggingface.co/{repository}"
