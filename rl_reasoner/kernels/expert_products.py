@@ -1,7 +1,8 @@
 """The experts of a sparse layer: tokens in the order of their experts, each expert's products once.
 
 Gate, up and down of all experts are one function with its gradients; what is kept for the backward
-pass is the input and the two halves, in the experts' order. For a CPU; states and weights in fp32,
+pass is the input and the two halves, in the experts' order. One expert after the other: its rows
+stay in the inner caches from the first product to the last. For a CPU; states and weights in fp32,
 products in fp32 or, as autocast would have it, in bf16. Knows tensors only.
 
 Each expert's rows are filled up to a multiple of `_ROWS` with rows whose gate is 0. oneDNN compiles
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rl_reasoner.kernels.products import product_of
-from rl_reasoner.kernels.training_operations import gated_gradients, gated_product
+from rl_reasoner.kernels.training_operations import weighted_gradients, weighted_product
 
 _ROWS = 32
 
@@ -54,54 +55,45 @@ class _Experts(torch.autograd.Function):
         tokens[places] = order // index.shape[1]
         weights = gates.new_zeros(ends[-1])
         weights[places] = gates.flatten()[order]
-        gate_up, down = gate_up.to(dtype), down.to(dtype)
-        width, sorted_states = down.shape[2], states[tokens].to(dtype)
-        gate, up = (sorted_states.new_empty(len(tokens), width) for _ in range(2))
+        gate_up, down, rounded = gate_up.to(dtype), down.to(dtype), states.to(dtype)
+        out, halves = torch.zeros_like(states), []  # gate and up of each expert's rows
         for expert, rows in _parts(ends):
-            half = gate_up[expert]
-            gate[rows] = product_of(sorted_states[rows], half[:width], "forward")
-            up[rows] = product_of(sorted_states[rows], half[width:], "forward")
-        hidden = gated_product(gate.float(), up.float()).mul_(weights[:, None]).to(dtype)
-        out = torch.zeros_like(states)
-        for expert, rows in _parts(ends):
-            part = product_of(hidden[rows], down[expert], "forward")
+            own = rounded.index_select(0, tokens[rows])
+            both = product_of(own, gate_up[expert], "forward")
+            hidden = weighted_product(both.float(), weights[rows]).to(dtype)
+            part = product_of(hidden, down[expert], "forward")
             out.index_add_(0, tokens[rows], part.to(out.dtype))
-        ctx.save_for_backward(states, gate_up, down, tokens, weights, order, places, gate, up)
+            halves.append(both)
+        ctx.save_for_backward(states, gate_up, down, tokens, weights, order, places, *halves)
         ctx.ends, ctx.shape = ends, gates.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        states, gate_up, down, tokens, weights, order, places, gate, up = ctx.saved_tensors
-        width, ends, dtype = down.shape[2], ctx.ends, down.dtype
-        grad, sorted_states = grads[0][tokens].to(dtype), states[tokens].to(dtype)
-        gate, up = gate.float(), up.float()
-        by_hidden = torch.empty_like(gate)  # before the gates
-        for expert, rows in _parts(ends):
-            by_hidden[rows] = product_of(grad[rows], down[expert].t(), "input")
-        hidden = by_hidden * weights[:, None]
-        by_gate, by_up = (by.to(dtype) for by in gated_gradients(hidden, gate, up))
-        by_weights = torch.empty_like(weights[: len(order)])
-        by_weights[order] = (hidden * by_hidden).sum(1)[places]
-        hidden = hidden.to(dtype)
-        grad.mul_(weights[:, None])
+        states, gate_up, down, tokens, weights, order, places, *halves = ctx.saved_tensors
+        dtype = down.dtype
+        by_out, rounded = grads[0].to(dtype), states.to(dtype)
         by_gate_up, by_down = (  # none of frozen ones
             torch.zeros_like(weight, dtype=states.dtype) if needed else None
             for weight, needed in zip((gate_up, down), ctx.needs_input_grad[1:3], strict=True)
         )
-        by_states = torch.zeros_like(states)
-        for expert, rows in _parts(ends):
-            half, own = gate_up[expert], sorted_states[rows].t()
+        by_states, by_weights = torch.zeros_like(states), torch.empty_like(weights)
+        for (expert, rows), both in zip(_parts(ctx.ends), halves, strict=True):
+            grad = by_out.index_select(0, tokens[rows])
+            hidden = product_of(grad, down[expert].t(), "input").float()  # its gradient, so far
+            by_both, by_weights[rows] = weighted_gradients(hidden, both.float(), weights[rows])
+            by_both = by_both.to(dtype)
             if by_down is not None:
-                by_down[expert] = product_of(grad[rows].t(), hidden[rows].t(), "weight")
+                by_down[expert] = product_of(grad.t(), hidden.to(dtype).t(), "weight")
             if by_gate_up is not None:
-                by_gate_up[expert, :width] = product_of(by_gate[rows].t(), own, "weight")
-                by_gate_up[expert, width:] = product_of(by_up[rows].t(), own, "weight")
-            by_rows = product_of(by_gate[rows], half[:width].t(), "input")
-            by_rows = product_of(by_up[rows], half[width:].t(), "input", by_rows)
+                own = rounded.index_select(0, tokens[rows])
+                by_gate_up[expert] = product_of(by_both.t(), own.t(), "weight")
+            by_rows = product_of(by_both, gate_up[expert].t(), "input")
             by_states.index_add_(0, tokens[rows], by_rows.to(by_states.dtype))
-        return by_states, by_gate_up, by_down, None, by_weights.view(ctx.shape), None
+        by_gates = torch.empty_like(weights[: len(order)])
+        by_gates[order] = by_weights[places]
+        return by_states, by_gate_up, by_down, None, by_gates.view(ctx.shape), None
 
 
 def _places(index: Tensor, experts: int) -> tuple[Tensor, Tensor, list[int]]:

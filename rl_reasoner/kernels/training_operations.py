@@ -116,3 +116,21 @@ def gated_gradients(hidden: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, T
     by_gate, by_up = torch.empty_like(gate), torch.empty_like(up)
     native.run_compiled("gated_backward", hidden, gate, up, by_gate, by_up, gate.numel())
     return by_gate, by_up
+
+
+def weighted_product(both: Tensor, weights: Tensor) -> Tensor:
+    """silu(gate) times up times a weight for each row, (rows, width), of contiguous tensors.
+
+    `both` (rows, 2 width): the gates before the ups; `weights` (rows,).
+    """
+    hidden = both.new_empty(len(both), both.shape[1] // 2)
+    native.run_compiled("expert_forward", both, weights, hidden, *hidden.shape)
+    return hidden
+
+
+def weighted_gradients(hidden: Tensor, both: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of both and weights, by that of `hidden`, which becomes the product again."""
+    by_both, by_weights = torch.empty_like(both), torch.empty_like(weights)
+    given = (hidden, both, weights, by_both, by_weights)
+    native.run_compiled("expert_backward", *given, *hidden.shape)
+    return by_both, by_weights

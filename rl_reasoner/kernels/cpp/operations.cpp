@@ -79,6 +79,38 @@ void gated_backward(float* by_h, const float* gate, const float* up, float* by_g
     }
 }
 
+// An expert's rows: h = silu(gate) up w, of both (rows, 2 width), gate before up; w (rows),
+// h (rows, width).
+void expert_forward(const float* both, const float* w, float* h, long rows, long width) {
+#pragma omp parallel for
+    for (long i = 0; i < rows; ++i) {
+        const float *gate = both + i * 2 * width, *up = gate + width;
+        float *to = h + i * width, weight = w[i];
+#pragma omp simd
+        for (long j = 0; j < width; ++j) to[j] = gate[j] * sigmoid(gate[j]) * up[j] * weight;
+    }
+}
+
+// The gradients of `expert_forward`; h is computed again, in the place of by_h.
+void expert_backward(float* by_h, const float* both, const float* w, float* by_both, float* by_w,
+                     long rows, long width) {
+#pragma omp parallel for
+    for (long i = 0; i < rows; ++i) {
+        const float *gate = both + i * 2 * width, *up = gate + width;
+        float *h = by_h + i * width, *by_gate = by_both + i * 2 * width, *by_up = by_gate + width;
+        float weight = w[i], sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (long j = 0; j < width; ++j) {
+            float s = sigmoid(gate[j]), silu = gate[j] * s, grad = h[j] * weight;
+            sum += h[j] * (silu * up[j]);
+            by_gate[j] = grad * up[j] * (s + silu * (1.0f - s));
+            by_up[j] = grad * silu;
+            h[j] = silu * up[j] * weight;
+        }
+        by_w[i] = sum;
+    }
+}
+
 // Rotates the halves of each head by its token's angles; sign -1 turns back. x, y (tokens, heads,
 // width) with `x_stride` between tokens of x; cos, sin (tokens, width), of which a half is read.
 void rotate(const float* x, long x_stride, const float* cos, const float* sin, float* y,
