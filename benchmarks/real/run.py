@@ -9,6 +9,7 @@ Each of these goes on where it was stopped: give the same command again. Other f
 are meant from the project's root. At the end of a run results/RECIPE-SEED.json has, of each set
 before and after, accuracies with right answers and problems, lenient accuracies and cut-off shares,
 the paired tests, control arms, forecasts, seconds, the highest memory of a process and the machine.
+Of each problem it has how many samples are right, so that seeds and arms can be paired later on.
 Exit codes are those of `rl-reasoner train`.
 """
 
@@ -27,6 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rl_reasoner.evaluation.metrics import share_right
+from rl_reasoner.evaluation.result import sibling_file
 from rl_reasoner.files import append_rows, read_jsonl, write_json
 from rl_reasoner.foreign import json_object
 
@@ -148,6 +151,15 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def right_per_problem(rows: Path) -> dict[str, str]:
+    """Of each set of an evaluation's rows, how many samples of each problem are right, in order."""
+    found: dict[str, list[str]] = {}
+    for row in read_jsonl(rows):
+        number = round(share_right(row) * len(row["scores"]))
+        found.setdefault(short(row["set"]), []).append(str(number))
+    return {name: " ".join(numbers) for name, numbers in found.items()}
+
+
 def short(name: str) -> str:
     """A set's name without the folder and ending of its file; what follows an @ stays."""
     place, at, mode = Path(name).name.partition("@")
@@ -166,6 +178,8 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
             short(one): {key: value for key, value in entry.items() if key != "flips"}
             for one, entry in told.items()
         }
+    arms = sorted((ROOT / folder / "controls").glob("*/evals/after.json"))
+    judged = {**files, **{file.parts[-3]: file for file in arms}}
     pieces = [*read_jsonl(ROOT / folder.parent / f"{folder.name}.pieces.jsonl")]
     ended = [piece for piece in pieces if "seconds" in piece]
     stages = sorted(path for path in (ROOT / folder / "stages").iterdir() if path.is_dir())
@@ -178,6 +192,10 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
         "policy": lock["policy"],
         "evals": {stem: figures(json_object(file)) for stem, file in files.items()},
         "paired_with_before": paired,
+        "right_per_problem": {
+            stem: right_per_problem(sibling_file(file, ".rows.jsonl"))
+            for stem, file in judged.items()
+        },
         "controls": json_object(controls) if controls.is_file() else None,
         "forecasts": {
             stage.name: json_object(stage / "forecast.json")

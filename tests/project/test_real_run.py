@@ -75,6 +75,8 @@ def test_a_killed_run_goes_on_and_its_results_are_written(
         found = told["evals"][name]["word_problems_test"]
         assert found["of"] == found["problems"] == 4
         assert found["right"] == found["accuracy"] * 4
+        numbers = told["right_per_problem"][name]["word_problems_test"].split()
+        assert len(numbers) == 4 and sum(map(int, numbers)) == found["right"]
     paired = told["paired_with_before"]["after"]["word_problems_test"]
     assert {"difference", "interval", "p", "p_holm"} <= paired.keys() and "flips" not in paired
     assert told["policy"]["parameters"] > told["policy"]["active_parameters"], "it was upcycled"
