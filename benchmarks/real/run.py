@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rl_reasoner.evaluation.metrics import share_right
-from rl_reasoner.evaluation.result import sibling_file
+from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.files import append_rows, read_jsonl, write_json
 from rl_reasoner.foreign import json_object
 
@@ -151,13 +151,12 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def right_per_problem(rows: Path) -> dict[str, str]:
-    """Of each set of an evaluation's rows, how many samples of each problem are right, in order."""
-    found: dict[str, list[str]] = {}
-    for row in read_jsonl(rows):
-        number = round(share_right(row) * len(row["scores"]))
-        found.setdefault(short(row["set"]), []).append(str(number))
-    return {name: " ".join(numbers) for name, numbers in found.items()}
+def right_per_problem(result: Path) -> dict[str, str]:
+    """Of each set of a saved evaluation, how many samples of each problem are right, in order."""
+    return {
+        short(name): " ".join(str(round(share_right(row) * len(row["scores"]))) for row in rows)
+        for name, rows in EvalResult.load(result).rows.items()
+    }
 
 
 def short(name: str) -> str:
@@ -179,7 +178,7 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
             for one, entry in told.items()
         }
     arms = sorted((ROOT / folder / "controls").glob("*/evals/after.json"))
-    judged = {**files, **{file.parts[-3]: file for file in arms}}
+    judged = {**files, **{file.parents[1].name: file for file in arms}}
     pieces = [*read_jsonl(ROOT / folder.parent / f"{folder.name}.pieces.jsonl")]
     ended = [piece for piece in pieces if "seconds" in piece]
     stages = sorted(path for path in (ROOT / folder / "stages").iterdir() if path.is_dir())
@@ -192,10 +191,7 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
         "policy": lock["policy"],
         "evals": {stem: figures(json_object(file)) for stem, file in files.items()},
         "paired_with_before": paired,
-        "right_per_problem": {
-            stem: right_per_problem(sibling_file(file, ".rows.jsonl"))
-            for stem, file in judged.items()
-        },
+        "right_per_problem": {stem: right_per_problem(file) for stem, file in judged.items()},
         "controls": json_object(controls) if controls.is_file() else None,
         "forecasts": {
             stage.name: json_object(stage / "forecast.json")
