@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from rich.text import Text
 from tyro.conf import Positional, arg
@@ -42,7 +42,7 @@ class PublishVerb:
         check_run(self.run_folder)
         check_goes_on(self.run_folder)
         if self.to.is_dir():
-            raise UserError(f"{self.to} exists already; give a new folder")
+            self._refuse_folder()
         check_writable(self.to)
         err.print("loading torch and transformers", style="dim")
         load_for_good("rl_reasoner.publishing.folder")
@@ -82,3 +82,12 @@ class PublishVerb:
         table.caption, table.caption_justify = Text("\n" + "\n".join(told)), "left"
         table.caption_style = ""
         emit(self.json, value, table)
+
+    def _refuse_folder(self) -> NoReturn:
+        """Raise `UserError` for a folder that is there, with the way on where an upload ended."""
+        there = f"{self.to} exists already; give a new folder"
+        if self.push is not None and (self.to / "audit.json").is_file():  # published, whole
+            from rl_reasoner.publishing.folder import upload_command
+
+            there += f", or upload this one: {upload_command(self.to, self.push, not self.public)}"
+        raise UserError(there)

@@ -184,6 +184,9 @@ def test_a_folder_is_pushed(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatc
     assert ended.code == 2 and "no route to host" in ended.err and Path("out/README.md").is_file()
     again = cli("publish", "run", "out", "--push", "me/tiny")
     assert again.code == 2 and "out exists already; give a new folder" in again.err
+    assert "or upload this one: hf upload me/tiny out --private" in again.err
+    again = cli("publish", "run", "out")
+    assert "out exists already; give a new folder" in again.err and "hf upload" not in again.err
     shutil.rmtree("out")
     monkeypatch.setattr(Hub, "fails", RuntimeError("[Errno -2] Name or service not known"))
     ended = cli("publish", "run", "out", "--push", "me/tiny")
