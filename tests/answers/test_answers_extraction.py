@@ -256,6 +256,10 @@ MORE_RIGHT = [
     (r"\boxed{\text{Final Answer: 72}}", "72"), (r"\boxed{\text{The answer is 72}}", "72"),
     ("The answer is Mr. Watson.", "Mr. Watson"), ("Answer: Mrs. Hilt. She has 3.", "Mrs. Hilt"),
     ("The answer is 5. Mr. Watson agrees.", "5"),
+    ("Answer:\n> 5", "5"), ("The answer is:\n\n> **5**", "5"), ("The answer is 5. Or 5.", "5"),
+    ("The answer is 5. No other value works.", "5"), ("The answer is 5, no doubt.", "5"),
+    ("The answer is 5. Wait, let me check: 2+3=5.", "5"),
+    (r"The answer is $\boxed{3}$ or the answer is $\boxed{4}$.", "3, 4"),
 ]  # fmt: skip
 
 MORE_WRONG = [
@@ -278,6 +282,12 @@ MORE_WRONG = [
     (r"\boxed{\text{Answer}}", "7"), (r"\boxed{your answer}", "7"),
     (r"\boxed{\frac{1}{2}", r"\frac{1}{2}"), ("Answer: London", "Paris"), (r"\boxed{on}", "no"),
     (r"\boxed{\text{not: 72}}", "72"), (r"\boxed{\text{Answer: 72 or 73}}", "72"),
+    ("The answer is 5, I mean 6.", "5"), ("The answer is 5... wait, 6.", "5"),
+    ("The answer is 5; no, 6.", "5"), ("The answer is 5. Or maybe 6.", "5"),
+    ("#### 5, wait 6", "5"), ("Answer: A. Wait, B.", "A"), ("The answer is > 5.", "5"),
+    ("Answer: >= 5", "5"), ("Answer: <= 5", "5"), ("**Answer:** > 5 hours", "5"),
+    (r"$\boxed{3}$, or perhaps it is $\boxed{4}$", "4"),
+    (r"The answer is $\boxed{3}$ or the answer is $\boxed{4}$.", "4"),
     ("The answer is Mr. Smith.", "Mr. Watson"),
 ]  # fmt: skip
 

@@ -250,6 +250,20 @@ EQUAL = {
     "x > 12/5": [r"\text{all } x > \frac{12}{5}"],
     r"x \ne \frac{12}{5}": [r"\text{all real numbers except } \frac{12}{5}"],
     "(-inf, 3)": ["x<3"],
+    "12 inches ": [r"12\text{ in}", "12 in", r"12\text{ in. in total}"],
+    "12 cubic inches": [r"12\text{ cu in}", r"12\text{ in}^3"],
+    "10 lb/in^2": ["10 pounds per square inch"],
+    "5 people": [r"5 \text{ people in total}"],
+    "(1,-1),(-1,1)": [r"(\pm1,\mp1)", r"(\mp1,\pm1)"],
+    r"(\pm1,\pm1)": ["(1,1),(1,-1),(-1,1),(-1,-1)"],
+    "15": [r"\$15/\text{hour}"],
+    "6 ": [r"\$6/hour", r"6/\text{hour}", r"\$6/\text{kg}"],
+    "$6/hour": [r"\$6 \text{ per hour}", "6"],
+    r"\mathbb{R}\setminus\{-2,2\}": [r"x\ne\pm2"],
+    r"x\ne\pm2": [r"(-\infty,-2)\cup(-2,2)\cup(2,\infty)"],
+    "120 ": ["5!=120"],
+    "24 ": ["x=4!=24"],
+    r"x\neq 3": ["x!=3"],
 }  # fmt: skip
 
 UNEQUAL = {
@@ -338,6 +352,13 @@ UNEQUAL = {
     "2": ["2 oder 3", r"2\text{ et }3", r"2 \text{ ou } 3"],
     r"x \neq 5": [r"\text{all real numbers except } x=4", r"\text{all } y \text{ with } x \ne 5"],
     "x>3 ": [r"\text{all } x \ge 3", r"\text{all } x<3"],
+    "12 cm ": [r"12\text{ in}"],
+    "12 in": [r"12\text{ ft}", r"12\text{ in/s}"],
+    r"12\text{ in}^3": [r"12\text{ in}^2"],
+    "10 lb/in^2": ["10 lb/ft^2"],
+    r"(\pm1,\mp1)": ["(1,1),(1,-1),(-1,1),(-1,-1)", r"(\pm1,\pm1)"],
+    "$6/hour": [r"\$6/\text{day}"],
+    "119": ["5!=119"],
 }  # fmt: skip
 
 

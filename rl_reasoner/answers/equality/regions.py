@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from rl_reasoner.answers.equality.arithmetic import Precision, TooLarge, Undefined
+from rl_reasoner.answers.equality.shapes import has_sign_pair, members
 from rl_reasoner.answers.equality.values import TreeEvaluator, constant, near
 from rl_reasoner.answers.tree import Node, add, is_label, letters, negative, spelled, walk
 
@@ -188,8 +189,8 @@ def _relation(node: Node) -> Region | None:
             return None
         pieces = inside.pieces if signs == ["in"] else complement(inside.pieces)
         return Region(pieces, spelled(node.args[0]))
-    if signs == ["!="] and node.args[1].op == "list":
-        parts = [Node("rel", (node.args[0], arg), "!=") for arg in node.args[1].args]
+    if signs == ["!="] and (node.args[1].op == "list" or has_sign_pair(node.args[1])):
+        parts = [Node("rel", (node.args[0], arg), "!=") for arg in members(node.args[1])]
         return _joined([_region(part) for part in parts], "cap")
     if signs == ["="] and is_label(node.args[0]):
         end = end_of(node.args[1])

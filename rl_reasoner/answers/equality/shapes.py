@@ -233,7 +233,8 @@ def members(node: Node) -> list[Node]:
 def _expanded(node: Node) -> list[Node]:
     if not has_sign_pair(node):
         return [node]
-    if node.op == "seq":
+    tied = any(part.op == "pm" and part.name == "mp" for part in walk(node))
+    if node.op == "seq" and not tied:  # a minus-plus goes with the plus-minus beside it
         options = [_expanded(arg) for arg in node.args]
         if prod(map(len, options)) > MAX_EXPANDED:
             raise TooLarge(f"more than {MAX_EXPANDED} choices of signs")

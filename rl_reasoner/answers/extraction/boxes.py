@@ -18,6 +18,10 @@ _JOINT = re.compile(
     r"(?:[a-z]{1,12})?(?:[,;、，；&]+|(?:[,;]?(?:and|or|和|或|或者|与|及)))"
     r"(?:possibly|maybe|perhaps|also|alternatively|else|even|probably)?,?"
 )
+_HEDGED = re.compile(
+    r"[\W_]*or(?:[ ,:]+(?:else|perhaps|maybe|possibly|even|alternatively|also|it|this|that|the"
+    r"|final|answer|result|value|solution|is|are|be|could|may|might|would|should))*+[\W_]*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +106,16 @@ def _box(text: str, start: int, after: int, within: int | None = None) -> _Box |
 
 
 def _joins(gap: str) -> bool:
-    """Whether `gap` is only a joint: a comma, "and", "or" or a wide space, with a label allowed."""
+    """Whether `gap` is only a joint: a comma, "and", "or" or a wide space, with a label allowed.
+
+    Words of a hedge may follow an "or" ("or the answer is").
+    """
     if len(gap) > MAX_GAP or "\n\n" in gap:
         return False
     wide = re.search(r"\\q?quad", gap) is not None
-    bare = re.sub(r"\\text(?:rm|bf)?\s*\{([^{}]*)\}", r"\1", gap)
-    bare = _DELIMITERS.sub("", bare)
+    words = re.sub(r"\\text(?:rm|bf)?\s*\{([^{}]*)\}", r"\1", gap)
+    if _HEDGED.fullmatch(_DELIMITERS.sub(" ", words).lower()):
+        return True
+    bare = _DELIMITERS.sub("", words)
     bare = _LABEL.sub("", bare)
     return (wide and not bare) or _JOINT.fullmatch(bare.lower()) is not None

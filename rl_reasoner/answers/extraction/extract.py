@@ -16,6 +16,7 @@ from rl_reasoner.answers.extraction.phrases import (
     MAX_SENTENCE,
     REFUSAL,
     SPAN,
+    corrected,
     phrase,
     readable,
     sentences_of,
@@ -97,7 +98,8 @@ _REPORTED = re.compile(
 )
 _STATES_FORMULA = re.compile(r"\b(?:is|are|equals)\s*+(?::\s*+)?(?=\$|\\\()")
 _FILLER = re.compile(
-    r"^(?:[\s:：,*_#>}]|\\n)*(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
+    r"^(?:\n[ \t]*+>(?![ \t]*+=)|[\s:：,*_#}]|\\n)*"  # a > is of a block quote
+    r"(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
     r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|"
     r"equal to|approximately|about|exactly|either|only|actually|that|option|choice|选项)\b"
     r"[\s:：,]*)*",
@@ -264,12 +266,13 @@ def cued(text: str) -> Extracted | None:
 def after_cue(text: str, at: int) -> tuple[str, ...]:
     """Readings of what a cue introduces; empty where it introduces nothing."""
     rest = text[at : at + MAX_SENTENCE]
-    sentence = next(sentences_of(_FILLER.sub("", rest).lstrip()), "")
+    sentences = sentences_of(_FILLER.sub("", rest).lstrip())
+    sentence, following = next(sentences, ""), next(sentences, "")
     if re.match(r"\s*(?:not|no longer|neither)\b", sentence):
         return ()
     if sentence.strip(" *_$\\[]()") == "":
         return ()
-    return phrase(sentence, exclaims=True)
+    return corrected(sentence, following) or phrase(sentence, exclaims=True)
 
 
 def before_cue(line: str) -> tuple[str, ...]:

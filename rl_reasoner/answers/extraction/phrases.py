@@ -52,6 +52,14 @@ _DOUBTED = re.compile(
     r"([-−]?\d[\d.,/]*|(?-i:[A-HJ])(?![\w']))",
     re.IGNORECASE,
 )
+_CORRECTED = re.compile(
+    r"^\W*(?:or|wait|no|sorry|oops|correction|i mean|make that)\b[ ,:.!…]*"
+    r"(?:(?:maybe|perhaps|possibly|rather|no|wait|sorry|it'?s|it is|that'?s|i mean|make that"
+    r"|the answer is)\b[ ,:]*)*[$*({]*"
+    r"([-−]?\d[\d.,/]*|(?-i:[A-HJ])(?![\w']))[^\w?]*$",
+    re.IGNORECASE,
+)
+"""A second value that takes the first one back: "wait, 6"; a question does not."""
 _OPINION = re.compile(
     r"(?<=[^\s,]),?\s+I(?: am|'m)? (?:think|believe|suppose|sure|certain)\W*$", re.IGNORECASE
 )
@@ -63,7 +71,7 @@ _BOUNDS = re.compile(
 _CHANGES_WHAT_FOLLOWS = re.compile(
     r"(?:\b(?:not|isn'?t|never|twice|double|triple|thrice|minus|negative"
     r"|(?:half|third|quarter|root|square|cube|reciprocal|inverse|opposite|factorial|negative) of)"
-    r"|[<>≤≥≠±∓]|\\(?:le|ge|leq|geq|leqslant|geqslant|ne|neq|lt|gt|not|pm|mp))[\s$*_({}\\]*$",
+    r"|[<>≤≥≠±∓]=?|(?<!\d)!=|\\(?:le|ge|leq|geq|leqslant|geqslant|ne|neq|lt|gt|not|pm|mp))[\s$*_({}\\]*$",
     re.IGNORECASE,
 )
 _CHANGES_WHAT_STANDS_BEFORE = re.compile(
@@ -137,9 +145,18 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
     return (*readings, reduced) if reduced else tuple(readings)
 
 
+def corrected(sentence: str, following: str) -> tuple[str, ...]:
+    """Both values, where the sentence that follows takes this one back; else nothing."""
+    if not _CORRECTED.match(following):
+        return ()
+    head = sentence.strip("*_ .!…")
+    other = _another(head, following)
+    return (f"{head} or {other}",) if other else ()
+
+
 def _another(head: str, remark: str) -> str:
     """The number or choice that a remark doubts `head` with; nothing where it is the same."""
-    doubted = _DOUBTED.search(remark)
+    doubted = _DOUBTED.search(remark) or _CORRECTED.match(remark)
     other = doubted[1].rstrip(".,") if doubted else ""
     chosen = choice(head)
     if other.isalpha():

@@ -18,6 +18,7 @@ _SQUARES = re.compile(
     r"(?<=[\d\s{])(sq|cu)\.?\s+(?=(?:mm|cm|m|km|in|ft|feet|foot|yd|yards?|mi|miles?|inch(?:es)?"
     r"|met(?:er|re)s?|units?)\b)"
 )
+_FACTORIAL_EQUALS = re.compile(r"(?<![\w^.])(\d+)!=(?=\s?\d)")
 _UNIT_FRACTION = re.compile(
     r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}\s*"
     r"\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}"
@@ -74,6 +75,7 @@ def clean(text: str) -> str:
     if "=" in text:
         typed = _TYPED_TIMES.sub(r"\\times ", text)
         text = text if _NAMED_X.search(typed) else typed  # `y = 2 x (x + 1)` has a letter x
+    text = _FACTORIAL_EQUALS.sub(r"\1! =", text)
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DERIVATIVE.sub(r"\\frac{d\1}{d\2}", _DOLLAR.sub(" ", text))

@@ -102,6 +102,8 @@ class Expressions(Naming):
         while True:
             if self.take("*"):
                 left = multiply(left, self.signed_factor())
+            elif self.now.text == "/" and self.ahead().kind == "word":
+                return left  # a unit: $15 / hour
             elif self.take("/"):
                 left = Node("div", (left, self.signed_factor()))
             elif self.take("mod"):

@@ -91,9 +91,8 @@ _POWERS = dict.fromkeys(("square", "sq", "squared", "平方"), 2)
 _POWERS |= dict.fromkeys(("cubic", "cu", "cubed", "立方"), 3)
 _COMPOUND = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/second"}
 _DEGREES_OF = re.compile(r"\bdegrees?\s+(celsius|fahrenheit)\b", re.IGNORECASE)
-_EMPTY = names(
-    "a an the of in all total only about approximately around exactly roughly is are old"
-)
+_EMPTY = names("a an the of all total only about approximately around exactly roughly is are old")
+_AFTER_A_UNIT = names("per squared cubed")
 _CASED = {"N", "J", "W", "V", "A", "K", "L", "T", "C", "F"}
 
 
@@ -159,7 +158,7 @@ def canonical_unit(text: str) -> str:
     text = _DEGREES_OF.sub(r"\1", text)
     powers: dict[str, int] = {}
     sign, pending, last = 1, 1, ""
-    parts = _PART.findall(text)
+    parts = _parts(text)
     for position, part in enumerate(parts):
         if part in ("/", "per"):
             sign = -1
@@ -183,9 +182,20 @@ def canonical_unit(text: str) -> str:
     return " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if power)
 
 
+def _parts(text: str) -> list[str]:
+    """The words and signs of a unit; without an "in" that another word follows ("in total")."""
+    parts = _PART.findall(text)
+    follows = [*parts[1:], ""]
+    return [
+        part
+        for part, after in zip(parts, follows, strict=True)
+        if part.lower() != "in" or not after[:1].isalpha() or after.lower() in _AFTER_A_UNIT
+    ]
+
+
 def is_known_unit(text: str) -> bool:
     """Whether every word of `text` is a unit of the table (no remark in words)."""
-    words = [part for part in _PART.findall(text) if part[0].isalpha() or not part.isascii()]
+    words = [part for part in _parts(text) if part[0].isalpha() or not part.isascii()]
     rest = [w for w in words if w.lower() not in _POWERS and w.lower() not in _EMPTY and w != "per"]
     return bool(rest) and all(
         w in _NAMES or w in _COMPOUND or (w.lower() in _NAMES and w not in _CASED) for w in rest
