@@ -3,6 +3,7 @@
 Nothing heavy is imported before it is needed.
 """
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -120,7 +121,8 @@ class EvalVerb:
             result.save(target)
             write_evaluation([target], sibling_file(target, ".html"))
         emit(self.json, result.to_json(), result.table())
-        if threads := result.manifest.get("policy", {}).get("threads"):
+        threads = result.manifest.get("policy", {}).get("threads")
+        if threads and self.replay is None and "OMP_NUM_THREADS" not in os.environ:
             err.print(f"threads: {threads}; set OMP_NUM_THREADS to change it", style="dim")
         _check_rewards_worked(result)
 

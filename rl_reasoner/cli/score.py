@@ -58,6 +58,10 @@ class ScoreVerb:
         """Score every row, print a table, write all scores."""
         if self.file is not None and self.rescore is not None:
             raise UserError("score what? Give FILE or --rescore RUN, not both")
+        if self.stage is not None and self.rescore is None:
+            raise UserError("--stage: only with --rescore RUN")
+        if self.disagree is not None and self.rescore is not None:
+            raise UserError("--disagree: only with a FILE of completions")
         if self.rescore is not None:
             self._rescore(self.rescore)
         elif self.file is not None:
@@ -128,6 +132,13 @@ class ScoreVerb:
                 raise _every_row_failed(name, marks[0]["reason"])
 
 
+def _is_completion(value: Any) -> bool:
+    """Whether `value` is a text or a list of messages."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(message, Mapping) for message in value)
+    )
+
+
 def _every_row_failed(reward: str, reason: str) -> Exception:
     from rl_reasoner.scoring.circuit_breaker import RewardsFailed
 
@@ -160,12 +171,16 @@ def _score_rows(
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
         for name in ("completion", *needed):
-            if row.get(name) is None and name not in ("prompt", POLICY_TEXT):
+            told = name == "prompt" and row.get("problem") is not None
+            if row.get(name) is None and not told and name != POLICY_TEXT:
                 by = "" if name == "completion" else f", which the reward {reward} needs"
                 mistake = f"no column {name!r}{by}.{did_you_mean(name, row)}"
                 if name in row:
                     mistake = f"the value of {name!r}{by}{',' if by else ''} is null"
                 raise UserError(f"{source}, row {number}: {mistake}")
+        if not _is_completion(value := row["completion"]):
+            expected = "expected a text, or a list of messages with role and content"
+            raise UserError(f"{source}, row {number}: 'completion' is {value!r:.60}: {expected}")
         if not isinstance(own_text := row.get(POLICY_TEXT), str | None):
             mistake = f"{POLICY_TEXT!r} is {own_text!r:.40}, not the text that the policy wrote"
             raise UserError(f"{source}, row {number}: {mistake}")

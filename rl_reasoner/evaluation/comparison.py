@@ -108,7 +108,10 @@ def _pairs(name: str, a: Sequence[Row], b: Sequence[Row]) -> list[tuple[int, int
     """For each row of a its index, and the index of its counterpart in b."""
     of_a, of_b = problems(a, b), problems(b, a)
     if Counter(of_a) != Counter(of_b):
-        raise UserError(f"set {name!r} holds different problems in the two results")
+        raise UserError(
+            f"set {name!r} holds different problems in the two results, {len(a):,} and {len(b):,}: "
+            "evaluate both with the same rows and --limit"
+        )
     found = counterparts(a, b)
     pairs = [(i, j) for i, j in enumerate(found) if j is not None]
     if len(pairs) < len(a):

@@ -27,13 +27,19 @@ from rl_reasoner.publishing.card import write_card
 from rl_reasoner.recipe.load import load_recipe
 
 
+class NotPublished(RunStopped):
+    """A run that its audit found to be another than it says."""
+
+    title = "not published"
+
+
 def publish_run(
     run: Path, folder: Path, *, records: bool = True, note: Callable[[str], None]
 ) -> Audit:
     """Write the finished run in `run` to the new folder `folder`; the audit that is in it.
 
     `records`: with the run's own files under run/, which an audit needs. Raises `UserError` where
-    the run is not finished or `folder` is there, and `RunStopped` where the run is not what it
+    the run is not finished or `folder` is there, and `NotPublished` where the run is not what it
     says it is.
     """
     check_run(run)
@@ -52,7 +58,7 @@ def publish_run(
     audit = audit_run(run, replays=False, quiet=True, note=note)
     if not audit.holds:
         wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
-        raise RunStopped(f"{run} is not what it says it is, and is not published:\n{wrong}")
+        raise NotPublished(f"{run} is not what it says it is, and is not published:\n{wrong}")
     with whole_folder(folder) as partial:
         _copy_policy(run, partial)
         weights = sorted(partial.glob("*.safetensors"))

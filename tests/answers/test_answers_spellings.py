@@ -264,6 +264,11 @@ EQUAL = {
     "120 ": ["5!=120"],
     "24 ": ["x=4!=24"],
     r"x\neq 3": ["x!=3"],
+    r"\begin{cases} x & x>0 \\ -x & x\le 0\end{cases}": [
+        r"\begin{cases} x & \text{if } x>0 \\ -x & \text{for } x\le 0\end{cases}",
+        r"\begin{cases} x, & \text{if } x>0 \\ -x, & \text{if } x\le 0\end{cases}",
+        r"\left\{\begin{array}{ll} x, & x>0 \\ -x, & x\le 0\end{array}\right."],
+    "50\\%": [r"\frac{15}{30}\times 100=50\%", r"\frac{15}{30}=50\%"],
 }  # fmt: skip
 
 UNEQUAL = {
@@ -359,6 +364,10 @@ UNEQUAL = {
     r"(\pm1,\mp1)": ["(1,1),(1,-1),(-1,1),(-1,-1)", r"(\pm1,\pm1)"],
     "$6/hour": [r"\$6/\text{day}"],
     "119": ["5!=119"],
+    r"\begin{cases} x & x>0 \\ -x & x\le 0\end{cases}": [
+        r"\begin{cases} x & \text{if } x<0 \\ -x & \text{if } x\le 0\end{cases}",
+        r"\begin{cases} x & \text{if } x>0 \\ x & \text{if } x\le 0\end{cases}"],
+    "50\\%": [r"\frac{12}{30}\times 100=50\%"],
 }  # fmt: skip
 
 

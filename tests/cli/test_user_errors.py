@@ -238,6 +238,27 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         (*SCORE, "d.jsonl"),
         ("d.jsonl, row 1: 'policy_text' is 5, not the text that the policy wrote",),
     ),
+    "score: number": (
+        file("d.jsonl", lines({"completion": "x"}, {"completion": 5})),
+        (*SCORE, "d.jsonl"),
+        ("d.jsonl, row 2: 'completion' is 5: expected a text, or a list of messages",),
+    ),
+    "score: texts": (
+        file("d.jsonl", lines({"completion": ["a", "b"]})),
+        (*SCORE, "d.jsonl"),
+        ("d.jsonl, row 1: 'completion' is ['a', 'b']: expected a text",),
+    ),
+    "score: no prompt": (
+        file("d.jsonl", lines({"completion": "16 - 3 = 13", "promt": "x"})),
+        ("score", "step_arithmetic", "d.jsonl"),
+        ("d.jsonl, row 1: no column 'prompt', which the reward step_arithmetic needs", "'promt'"),
+    ),
+    "score: stage": (no, (*SCORE, "saved.jsonl", "--stage", "grpo"), ("--stage: only with",)),
+    "score: disagree": (
+        no,
+        (*SCORE, "--rescore", "run", "--disagree", "length"),
+        ("--disagree: only with a FILE",),
+    ),
     "score: folder": (no, (*SCORE, "run"), ("run is a folder: give a file in it",)),
     "score: no column": (
         file("d.jsonl", lines(ROWS[0], {"completion": "x"})),

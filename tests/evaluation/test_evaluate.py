@@ -277,7 +277,7 @@ def test_several_samples_are_compared_by_shares() -> None:
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     one, other = result_of([[1.0]]), result_of([[1.0], [0.0]])
-    with pytest.raises(UserError, match="different problems"):
+    with pytest.raises(UserError, match="different problems in the two results, 1 and 2: "):
         compare(one, other)
     with pytest.raises(UserError, match="no set in common"):
         compare(one, EvalResult("p"))

@@ -114,7 +114,7 @@ def _chain_value(parts: list[Node], signs: list[str], *, labelled: bool) -> Node
             continue  # a formula before its value
         if last.op in ("list", "set", "seq", "matrix", "pm", "rel") or part.op == last.op == "rel":
             continue
-        if not attempted(lambda part=part: equal(_bare(part), _bare(last))):  # type: ignore[misc]
+        if not attempted(lambda part=part: _agree(part, last)):  # type: ignore[misc]
             if _is_open(part) and not _is_open(last):
                 continue  # a limit, a sum or an integral before its value
             if letters(part) or letters(last):
@@ -140,6 +140,14 @@ def _is_open(node: Node) -> bool:
     return any(opened) and all(
         part_open or not letters(part) for part, part_open in zip(parts, opened, strict=True)
     )
+
+
+def _agree(part: Node, last: Node) -> bool:
+    """Whether a chain may go from `part` to `last`: `15 / 30 * 100 = 50%` may, as 50 is 50%."""
+    if equal(_bare(part), _bare(last)):
+        return True
+    percent = last.op == "quantity" and last.name == "percent^1"
+    return percent and bool(equal(part, last.args[0]))
 
 
 def _bare(node: Node) -> Node:

@@ -18,6 +18,13 @@ _SQUARES = re.compile(
     r"(?<=[\d\s{])(sq|cu)\.?\s+(?=(?:mm|cm|m|km|in|ft|feet|foot|yd|yards?|mi|miles?|inch(?:es)?"
     r"|met(?:er|re)s?|units?)\b)"
 )
+_CASES_ARRAY = re.compile(
+    r"\\left\s?\\\{\s?\\begin\s?\{array\}(?:\s?\{[^{}]*\})?((?:(?!\\begin|\\end).)*+)\\end\s?\{array\}"
+    r"\s?\\right\s?\."
+)
+_CASE_WORD = re.compile(
+    r",?+\s?&\s?(?:\\(?:text|mathrm)\s?\{\s?(?:if|for|when|where)\s?\}|(?:if|for)\b)"
+)
 _FACTORIAL_EQUALS = re.compile(r"(?<![\w^.])(\d+)!=(?=\s?\d)")
 _UNIT_FRACTION = re.compile(
     r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}\s*"
@@ -83,6 +90,9 @@ def clean(text: str) -> str:
     if "base" in text:
         text = _BASE_TEXT.sub(r" \1 ", _THIN_SPACE.sub(" ", text))
         text = _IN_BASE.sub(r"_{\1}", text)
+    if "\\begin" in text:
+        text = _CASES_ARRAY.sub(r"\\begin{cases}\1\\end{cases}", text)
+        text = _CASE_WORD.sub(" & ", text) if "{cases}" in text else text
     if "\\" in text:
         text = _HEX_TEXT.sub(r"\1", _DEGREE.sub(r"^\\circ ", text))
         text = _UNIT_FRACTION.sub(r"\\text{ \1/\2}", _NOISE.sub(" ", text))

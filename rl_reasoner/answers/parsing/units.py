@@ -185,7 +185,7 @@ def canonical_unit(text: str) -> str:
 def _parts(text: str) -> list[str]:
     """The words and signs of a unit; without an "in" that another word follows ("in total")."""
     parts = _PART.findall(text)
-    follows = [*parts[1:], ""]
+    follows = [*parts, ""][1:]
     return [
         part
         for part, after in zip(parts, follows, strict=True)
