@@ -81,6 +81,10 @@ class CheckVerb:
             names = [*shipped_recipes(), *shipped_rewards()]
             near = did_you_mean(self.target, names)
             raise UserError(f"{self.target!r} is neither a recipe nor a reward.{near}") from error
+        if self.target.startswith(("http://", "https://")):
+            from rl_reasoner.scoring.http_reward import check_reachable
+
+            check_reachable(self.target)
         self._reward(fn)
 
     def _reward(self, fn: Any) -> None:

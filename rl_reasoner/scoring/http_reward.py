@@ -26,6 +26,7 @@ from rl_reasoner.scoring.reward import Reward
 from rl_reasoner.types import Score
 
 _LONGEST_PAUSE_S = 10.0
+_CONNECTED_S = 10.0  # of the first request
 _MOST = 1 << 20  # bytes of a reply
 _SHOWN = 80  # characters of one in a message
 
@@ -59,6 +60,20 @@ def http_reward(
     made = Reward(judge)
     made.columns = tuple(columns)
     return made
+
+
+def check_reachable(url: str) -> None:
+    """Raise `UserError` where nothing answers at `url`, whatever it says.
+
+    A reward is asked again and again where no connection is made; a test need not wait for that.
+    """
+    try:
+        with httpx.Client(verify=certificates(), timeout=_CONNECTED_S) as client:
+            client.head(url)
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise UserError(f"reward {url}: no server answers there: {error}") from error
+    except httpx.TransportError:
+        return  # it is there; what it makes of a reward's request is tested next
 
 
 async def _asked(

@@ -238,6 +238,11 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         (*SCORE, "d.jsonl"),
         ("d.jsonl, row 1: 'policy_text' is 5, not the text that the policy wrote",),
     ),
+    "check: no server": (
+        no,
+        ("check", "http://127.0.0.1:9/score"),
+        ("reward http://127.0.0.1:9/score: no server answers there",),
+    ),
     "score: number": (
         file("d.jsonl", lines({"completion": "x"}, {"completion": 5})),
         (*SCORE, "d.jsonl"),

@@ -135,6 +135,7 @@ def test_a_run_that_is_not_what_it_says_it_is_is_not_published(here: Path, cli: 
     changed_in_place(here / "run/report.html", "</title>", ", which learned more</title>")
     ended = cli("publish", "run", "out")
     assert ended.code == 1 and "report: report.html is not the page" in ended.err
+    assert "not published" in ended.err and "stopped" not in ended.err
     assert not (here / "out").exists() and not [*here.glob(".out*")]
 
 
