@@ -45,17 +45,23 @@ def http_reward(
     """The reward that a POST to `url` gives, of a completion with these columns.
 
     `timeout_s` bounds each attempt, `token` names the environment variable with a bearer token.
-    Raises `UserError` where the variable is not set or a number makes no sense.
+    Raises `UserError` where the variable is not set or a number makes no sense, or where `url` is none.
     """
     if attempts < 1 or timeout_s <= 0:
         raise UserError(f"reward {url}: attempts and timeout_s must be positive")
     if token is not None and token not in os.environ:
         raise UserError(f"reward {url}: the environment variable {token} is not set")
 
+    try:
+        where = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UserError(f"reward {url}: no URL: {error}") from error
+    if not where.host:
+        raise UserError(f"reward {url}: a URL without a host")
+
     async def judge(completion: str, **row: Any) -> Score:
         return await _asked(url, {"completion": completion, **row}, timeout_s, attempts, token)
 
-    where = httpx.URL(url)
     judge.__name__ = (where.host + where.path).rstrip("/").replace("/", "_")
     made = Reward(judge)
     made.columns = tuple(columns)

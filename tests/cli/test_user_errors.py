@@ -243,6 +243,8 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         ("check", "http://127.0.0.1:9/score"),
         ("reward http://127.0.0.1:9/score: no server answers there",),
     ),
+    "check: no host": (no, ("check", "http://"), ("reward http://: a URL without a host",)),
+    "check: no URL": (no, ("check", "http://[::1"), ("reward http://[::1: no URL: ",)),
     "score: number": (
         file("d.jsonl", lines({"completion": "x"}, {"completion": 5})),
         (*SCORE, "d.jsonl"),
