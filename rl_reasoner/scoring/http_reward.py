@@ -45,7 +45,7 @@ def http_reward(
     """The reward that a POST to `url` gives, of a completion with these columns.
 
     `timeout_s` bounds each attempt, `token` names the environment variable with a bearer token.
-    Raises `UserError` where the variable is not set or a number makes no sense, or where `url` is none.
+    Raises `UserError` where `url` is none, the variable is not set, or a number makes no sense.
     """
     if attempts < 1 or timeout_s <= 0:
         raise UserError(f"reward {url}: attempts and timeout_s must be positive")
