@@ -86,7 +86,8 @@ class PublishVerb:
     def _refuse_folder(self) -> NoReturn:
         """Raise `UserError` for a folder that is there, with the way on where an upload ended."""
         there = f"{self.to} exists already; give a new folder"
-        if self.push is not None and (self.to / "audit.json").is_file():  # published, whole
+        published = (self.to / "audit.json").is_file()
+        if published and self.push is not None and not self.dry_run:
             from rl_reasoner.publishing.folder import upload_command
 
             there += f", or upload this one: {upload_command(self.to, self.push, not self.public)}"

@@ -134,9 +134,9 @@ class ScoreVerb:
 
 def _is_completion(value: Any) -> bool:
     """Whether `value` is a text or a list of messages."""
-    return isinstance(value, str) or (
-        isinstance(value, list) and all(isinstance(message, Mapping) for message in value)
-    )
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(message, Mapping) for message in value)
+    return isinstance(value, str)
 
 
 def _every_row_failed(reward: str, reason: str) -> Exception:

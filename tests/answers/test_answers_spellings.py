@@ -269,6 +269,11 @@ EQUAL = {
         r"\begin{cases} x, & \text{if } x>0 \\ -x, & \text{if } x\le 0\end{cases}",
         r"\left\{\begin{array}{ll} x, & x>0 \\ -x, & x\le 0\end{array}\right."],
     "50\\%": [r"\frac{15}{30}\times 100=50\%", r"\frac{15}{30}=50\%"],
+    r"x^2-4\ne 0": ["x^2-4!=0"],
+    r"2\ne3": ["2!=3"],
+    "5 in": [r"5\text{ in tall}", r"5\text{ inches wide}"],
+    "5 sq in": [r"5\text{ in sq}", r"5\text{ in square}"],
+    "7 cm": [r"7\text{ cm long}"],
 }  # fmt: skip
 
 UNEQUAL = {
@@ -368,6 +373,9 @@ UNEQUAL = {
         r"\begin{cases} x & \text{if } x<0 \\ -x & \text{if } x\le 0\end{cases}",
         r"\begin{cases} x & \text{if } x>0 \\ x & \text{if } x\le 0\end{cases}"],
     "50\\%": [r"\frac{12}{30}\times 100=50\%"],
+    "3 ": [r"3/\text{four}", r"3/\text{total}"],
+    "25 ": [r"\frac14=25=25\%"],
+    "1/2 ": [r"\frac{1}{2}=0.5\%"],
 }  # fmt: skip
 
 

@@ -143,11 +143,15 @@ def _is_open(node: Node) -> bool:
 
 
 def _agree(part: Node, last: Node) -> bool:
-    """Whether a chain may go from `part` to `last`: `15 / 30 * 100 = 50%` may, as 50 is 50%."""
+    """Whether a chain may go from `part` to `last`: `15 / 30 * 100 = 50%` may.
+
+    By its factor of 100 the number is one of percent; `1/2 = 0.5%` is wrong.
+    """
     if equal(_bare(part), _bare(last)):
         return True
     percent = last.op == "quantity" and last.name == "percent^1"
-    return percent and bool(equal(part, last.args[0]))
+    hundred = any(one.number == 100 for one in walk(part) if one is not part)
+    return percent and hundred and bool(equal(part, last.args[0]))
 
 
 def _bare(node: Node) -> Node:

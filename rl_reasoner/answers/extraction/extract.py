@@ -98,7 +98,7 @@ _REPORTED = re.compile(
 )
 _STATES_FORMULA = re.compile(r"\b(?:is|are|equals)\s*+(?::\s*+)?(?=\$|\\\()")
 _FILLER = re.compile(
-    r"^(?:\n[ \t]*+>(?![ \t]*+=)|[\s:：,*_#}]|\\n)*"  # a > is of a block quote
+    r"^(?:\n(?:[ \t]*+>(?![ \t]*+=))++|[\s:：,*_#}]|\\n)*"  # a > is of a block quote
     r"(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
     r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|"
     r"equal to|approximately|about|exactly|either|only|actually|that|option|choice|选项)\b"
@@ -265,7 +265,11 @@ def cued(text: str) -> Extracted | None:
 
 def after_cue(text: str, at: int) -> tuple[str, ...]:
     """Readings of what a cue introduces; empty where it introduces nothing."""
+    if text[at - 1 : at + 1] == "=>":  # an arrow, of which the cue has the first half
+        at += 1
     rest = text[at : at + MAX_SENTENCE]
+    if text[max(0, at - 20) : at].rstrip(" \t").endswith("\n"):
+        rest = "\n" + rest.lstrip(" \t")  # the cue has the end of its line
     sentences = sentences_of(_FILLER.sub("", rest).lstrip())
     sentence, following = next(sentences, ""), next(sentences, "")
     if re.match(r"\s*(?:not|no longer|neither)\b", sentence):

@@ -53,10 +53,11 @@ _DOUBTED = re.compile(
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
-    r"^\W*(?:or|wait|no|sorry|oops|correction|i mean|make that)\b[ ,:.!…]*"
+    r"^\W*(?:(?:wait|sorry|oops|correction|i mean|make that)\b|no\s?[,:.!…—-]"
+    r"|or (?=maybe|perhaps|possibly))[ ,:.!…—-]*"
     r"(?:(?:maybe|perhaps|possibly|rather|no|wait|sorry|it'?s|it is|that'?s|i mean|make that"
     r"|the answer is)\b[ ,:]*)*[$*({]*"
-    r"([-−]?\d[\d.,/]*|(?-i:[A-HJ])(?![\w']))[^\w?]*$",
+    r"([-−]?\d[\d.,/]*+|(?-i:[A-HJ])(?![\w']))[^\w?]*$",
     re.IGNORECASE,
 )
 """A second value that takes the first one back: "wait, 6"; a question does not."""
@@ -133,6 +134,9 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
             second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
             return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
+        taken_back = corrected(head, whole[cut.start() :])
+        if taken_back:
+            return taken_back
         doubted = _another(head, whole[cut.start() :])
         if doubted:
             return (f"{head} or {doubted}",)
@@ -151,7 +155,7 @@ def corrected(sentence: str, following: str) -> tuple[str, ...]:
         return ()
     head = sentence.strip("*_ .!…")
     other = _another(head, following)
-    return (f"{head} or {other}",) if other else ()
+    return (f"{head} taken back for {other}",) if other else ()  # no list of two
 
 
 def _another(head: str, remark: str) -> str:

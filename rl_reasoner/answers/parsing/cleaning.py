@@ -4,6 +4,7 @@ What has several spellings gets the one that the lexer knows. Work is linear in 
 """
 
 import re
+from math import factorial
 
 from rl_reasoner.answers.parsing.glyphs import ascii_mathematics
 from rl_reasoner.answers.parsing.lines import parted_lines
@@ -25,7 +26,7 @@ _CASES_ARRAY = re.compile(
 _CASE_WORD = re.compile(
     r",?+\s?&\s?(?:\\(?:text|mathrm)\s?\{\s?(?:if|for|when|where)\s?\}|(?:if|for)\b)"
 )
-_FACTORIAL_EQUALS = re.compile(r"(?<![\w^.])(\d+)!=(?=\s?\d)")
+_FACTORIAL_EQUALS = re.compile(r"(?<![\w^.])(\d{1,2})!=\s?(\d++)(?![\w.,^])")
 _UNIT_FRACTION = re.compile(
     r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}\s*"
     r"\{\s*\\(?:text|mathrm)\s*\{([^{}\d]*)\}\s*\}"
@@ -67,6 +68,13 @@ _DOMAIN = re.compile(  # at the end: `x for x > 0, -x otherwise` has two values
 )
 
 
+def _factorial_equals(match: re.Match[str]) -> str:
+    """`5!=120` with its factorial apart; other numbers are told to differ."""
+    if len(match[2]) > 160 or factorial(int(match[1])) != int(match[2]):
+        return match[0]
+    return f"{match[1]}! = {match[2]}"
+
+
 def _units_spelled(text: str) -> str:
     """`text` with the units whose signs mean something else elsewhere spelled in words."""
     text = _SQUARES.sub(lambda m: "square " if m[1] == "sq" else "cubic ", text)
@@ -82,7 +90,7 @@ def clean(text: str) -> str:
     if "=" in text:
         typed = _TYPED_TIMES.sub(r"\\times ", text)
         text = text if _NAMED_X.search(typed) else typed  # `y = 2 x (x + 1)` has a letter x
-    text = _FACTORIAL_EQUALS.sub(r"\1! =", text)
+    text = _FACTORIAL_EQUALS.sub(_factorial_equals, text)
     if text.count("$") % 2:  # an odd dollar beside a digit is money
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])|(?<=\d)\$", r"\\dollar ", text, count=1)
     text = _DERIVATIVE.sub(r"\\frac{d\1}{d\2}", _DOLLAR.sub(" ", text))

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from rl_reasoner.answers.parsing.lexer import Token
 from rl_reasoner.answers.parsing.naming import Naming
+from rl_reasoner.answers.parsing.units import is_known_unit
 from rl_reasoner.answers.tree import (
     EMPTY,
     INFINITY,
@@ -102,7 +103,7 @@ class Expressions(Naming):
         while True:
             if self.take("*"):
                 left = multiply(left, self.signed_factor())
-            elif self.now.text == "/" and self.ahead().kind == "word":
+            elif self.now.text == "/" and self.next_is_unit():
                 return left  # a unit: $15 / hour
             elif self.take("/"):
                 left = Node("div", (left, self.signed_factor()))
@@ -112,6 +113,10 @@ class Expressions(Naming):
                 left = multiply(left, self.factor())
             else:
                 return left
+
+    def next_is_unit(self) -> bool:
+        """Whether a word that is a unit comes next."""
+        return self.ahead().kind == "word" and is_known_unit(self.ahead().text)
 
     def signed_factor(self) -> Node:
         """A factor with its signs."""

@@ -91,8 +91,11 @@ _POWERS = dict.fromkeys(("square", "sq", "squared", "平方"), 2)
 _POWERS |= dict.fromkeys(("cubic", "cu", "cubed", "立方"), 3)
 _COMPOUND = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/second"}
 _DEGREES_OF = re.compile(r"\bdegrees?\s+(celsius|fahrenheit)\b", re.IGNORECASE)
-_EMPTY = names("a an the of all total only about approximately around exactly roughly is are old")
-_AFTER_A_UNIT = names("per squared cubed")
+_EMPTY = names(
+    "a an the of all total only about approximately around exactly roughly is are old"
+    " long wide tall high deep thick"
+)
+_AFTER_A_UNIT = names("per squared cubed square sq cubic cu long wide tall high deep thick")
 _CASED = {"N", "J", "W", "V", "A", "K", "L", "T", "C", "F"}
 
 
