@@ -137,7 +137,7 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         taken_back = corrected(head, whole[cut.start() :])
         if taken_back:
             return taken_back
-        doubted = _another(head, whole[cut.start() :])
+        doubted = _another(head, _DOUBTED.search(whole[cut.start() :]))
         if doubted:
             return (f"{head} or {doubted}",)
         if readable(head) or choice(head) is not None:
@@ -150,17 +150,14 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
 
 
 def corrected(sentence: str, following: str) -> tuple[str, ...]:
-    """Both values, where the sentence that follows takes this one back; else nothing."""
-    if not _CORRECTED.match(following):
-        return ()
+    """A text of both values, where what follows takes the first one back; else nothing."""
     head = sentence.strip("*_ .!…")
-    other = _another(head, following)
+    other = _another(head, _CORRECTED.match(following))
     return (f"{head} taken back for {other}",) if other else ()  # no list of two
 
 
-def _another(head: str, remark: str) -> str:
-    """The number or choice that a remark doubts `head` with; nothing where it is the same."""
-    doubted = _DOUBTED.search(remark) or _CORRECTED.match(remark)
+def _another(head: str, doubted: re.Match[str] | None) -> str:
+    """The number or choice that `head` is doubted with; nothing where it is the same."""
     other = doubted[1].rstrip(".,") if doubted else ""
     chosen = choice(head)
     if other.isalpha():

@@ -7,6 +7,7 @@ unit ("people", "as required") stay themselves, without plural and articles.
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 from rl_reasoner.answers.tree import names
 
@@ -91,11 +92,11 @@ _POWERS = dict.fromkeys(("square", "sq", "squared", "平方"), 2)
 _POWERS |= dict.fromkeys(("cubic", "cu", "cubed", "立方"), 3)
 _COMPOUND = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/second"}
 _DEGREES_OF = re.compile(r"\bdegrees?\s+(celsius|fahrenheit)\b", re.IGNORECASE)
-_EMPTY = names(
+_EXTENTS = names("long wide tall high deep thick")
+_EMPTY = _EXTENTS | names(
     "a an the of all total only about approximately around exactly roughly is are old"
-    " long wide tall high deep thick"
 )
-_AFTER_A_UNIT = names("per squared cubed square sq cubic cu long wide tall high deep thick")
+_AFTER_A_UNIT = _EXTENTS | _POWERS.keys() | {"per"}
 _CASED = {"N", "J", "W", "V", "A", "K", "L", "T", "C", "F"}
 
 
@@ -187,11 +188,9 @@ def canonical_unit(text: str) -> str:
 
 def _parts(text: str) -> list[str]:
     """The words and signs of a unit; without an "in" that another word follows ("in total")."""
-    parts = _PART.findall(text)
-    follows = [*parts, ""][1:]
     return [
         part
-        for part, after in zip(parts, follows, strict=True)
+        for part, after in pairwise([*_PART.findall(text), ""])
         if part.lower() != "in" or not after[:1].isalpha() or after.lower() in _AFTER_A_UNIT
     ]
 
