@@ -58,6 +58,7 @@ from rl_reasoner.report.run_data import RunData, read_run
 from rl_reasoner.rollout.episodes.kept import NOT_KEPT, episodes_column, known_rows
 from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, columns_of_rows, score_own_rows
 from rl_reasoner.scoring.outcome import outcome_json
+from rl_reasoner.scoring.registry import is_url
 from rl_reasoner.scoring.reward import GROUPS, Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRAINER
@@ -218,7 +219,7 @@ def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, An
 
 def _unrepeatable(name: str, fn: Callable[..., Any]) -> str:
     """Why a reward cannot be asked again, in words; empty where it can."""
-    if name in OPINIONS or name.startswith(("http://", "https://")):
+    if name in OPINIONS or is_url(name):
         return "is the opinion of a model or a server, which is not asked again"
     taken: Iterable[str] = ()
     if isinstance(fn, Reward):

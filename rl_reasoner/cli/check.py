@@ -64,7 +64,7 @@ class CheckVerb:
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""
         from rl_reasoner.recipe.load import shipped_recipes
-        from rl_reasoner.scoring.registry import load_reward, shipped_rewards
+        from rl_reasoner.scoring.registry import is_url, load_reward, shipped_rewards
 
         if names_recipe(self.target):
             self._recipe()
@@ -81,7 +81,7 @@ class CheckVerb:
             names = [*shipped_recipes(), *shipped_rewards()]
             near = did_you_mean(self.target, names)
             raise UserError(f"{self.target!r} is neither a recipe nor a reward.{near}") from error
-        if self.target.startswith(("http://", "https://")):
+        if is_url(self.target):
             from rl_reasoner.scoring.http_reward import check_reachable
 
             check_reachable(self.target)

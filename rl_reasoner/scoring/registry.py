@@ -36,6 +36,11 @@ def named_rewards() -> list[str]:
     return [*shipped_rewards(), *(point.name for point in entry_points(group=ENTRY_POINTS))]
 
 
+def is_url(reference: str) -> bool:
+    """Whether `reference` names a reward over HTTP."""
+    return reference.startswith(("http://", "https://"))
+
+
 def load_reward(
     reference: str, options: Mapping[str, Any] | None = None, source: str | None = None
 ) -> Callable[..., Any]:
@@ -47,7 +52,7 @@ def load_reward(
     takes none, or their values make no sense. Without `options` (None) none are checked yet: they
     may come later (`with_options`). An empty mapping says that none will.
     """
-    if reference.startswith(("http://", "https://")):
+    if is_url(reference):
         return _over_http(reference, options or {})
     fn = _named(reference) if source is None else reward_from_source(reference, source)
     if not callable(fn):
@@ -104,7 +109,7 @@ def source_file(reference: str) -> Path | None:
 
     Nothing of it is imported: of a module, only the packages that it lies in.
     """
-    if reference.startswith(("http://", "https://")):
+    if is_url(reference):
         return None
     module, _, _ = reference.rpartition(":")
     if module.endswith(".py"):
@@ -139,7 +144,7 @@ def options_read(
     """
     parameters: Mapping[str, Parameter] = {}
     with suppress(UserError):
-        if reference.startswith(("http://", "https://")):
+        if is_url(reference):
             parameters = _http_parameters()
         else:
             fn = load_reward(reference, source=source)

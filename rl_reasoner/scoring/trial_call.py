@@ -14,6 +14,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
+from rl_reasoner.scoring.registry import is_url
 from rl_reasoner.scoring.reward import Reward, is_shipped, name_of
 from rl_reasoner.scoring.trl_form import call_mistake
 from rl_reasoner.types import Fault
@@ -48,7 +49,7 @@ def try_reward(
         return ""
     said = "; given a chat: ".join(dict.fromkeys(fault.message for fault in faults))
     if not optional:
-        sure = is_shipped(fn) or reference.startswith(("http://", "https://"))
+        sure = is_shipped(fn) or is_url(reference)
         if sure or _fails_again(fn, prompt, answer, columns, faults):
             raise UserError(f"a trial call failed: {said}")
     return (
