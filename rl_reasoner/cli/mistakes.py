@@ -7,6 +7,7 @@ Imports nothing that a verb needs.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -106,8 +107,7 @@ def check_arguments(verb: str, of: type[Any], given: Sequence[str]) -> None:
         problems += [_unknown(verb, name, flags)] if argument is None else _wrong(argument, text)
     if not problems:
         if surplus := words[len(places) :]:
-            takes = ", ".join(place.shown for place in places) or "nothing"
-            problems.append(f"{surplus[0]!r} is too much: {verb} takes {takes} and flags")
+            problems.append(_too_much(verb, surplus[0], places, given))
         for place, word in zip(places, words, strict=False):
             problems += _wrong(place, word)
         needed = [place for place in places[len(words) :] if place.required]
@@ -117,6 +117,15 @@ def check_arguments(verb: str, of: type[Any], given: Sequence[str]) -> None:
             problems.append(f"{verb} needs {names}. See: rl-reasoner {verb} --help")
     if problems:
         raise UserError(*problems)
+
+
+def _too_much(verb: str, word: str, places: Sequence[Argument], given: Sequence[str]) -> str:
+    """What is said of a word that has no place; a list written with spaces is told as one."""
+    for before, after in pairwise(given):
+        if after == word and before.endswith(","):
+            return f"{word!r} is too much: write the list without spaces, {before + word}"
+    takes = ", ".join(place.shown for place in places) or "nothing"
+    return f"{word!r} is too much: {verb} takes {takes} and flags"
 
 
 def _split(

@@ -37,6 +37,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ("trian", "quickstart"): "Did you mean 'train'?",
     ("--verbose",): "first comes a verb: train, eval",
     ("train", "quickstart", "other"): "'other' is too much: train takes RECIPE",
+    ("eval", "x", "--sets", "gsm8k,", "math500"): "without spaces, gsm8k,math500",
     ("eval", "scratch:moe-tiny", "--model", "x"): "rl-reasoner eval POLICY",
     ("eval", "x", "--max-new-tokens", "9"): "Did you mean '--max-tokens'?",
     ("eval", "x", "--dataset", "gsm8k"): "Did you mean '--sets'?",
