@@ -7,7 +7,7 @@ Imports nothing that a verb needs.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -121,9 +121,11 @@ def check_arguments(verb: str, of: type[Any], given: Sequence[str]) -> None:
 
 def _too_much(verb: str, word: str, places: Sequence[Argument], given: Sequence[str]) -> str:
     """What is said of a word that has no place; a list written with spaces is told as one."""
-    for before, after in pairwise(given):
+    for start, (before, after) in enumerate(pairwise(given)):
         if after == word and before.endswith(","):
-            return f"{word!r} is too much: write the list without spaces, {before + word}"
+            more = takewhile(lambda pair: pair[0].endswith(","), pairwise(given[start:]))
+            whole = before + "".join(after for _, after in more)
+            return f"{word!r} is too much: write the list without spaces, {whole}"
     takes = ", ".join(place.shown for place in places) or "nothing"
     return f"{word!r} is too much: {verb} takes {takes} and flags"
 
