@@ -28,6 +28,8 @@ from rl_reasoner.types import Prompt, Rollout
 _Key = TypeVar("_Key")
 _RETRIES = 8
 _TIMEOUT_S = 600.0
+_KEPT = "What arrived is kept: the same command continues from there"
+_NOTHING_KEPT = "Nothing is kept without the cache: the same command begins anew"
 CONNECTIONS = {"max_keepalive_connections": 0}
 """`httpx.Limits` of a client: each try has a connection of its own. A server ends a connection that
 looks idle for some seconds (uvicorn, and so vLLM: five); one that is busy sees the next question on
@@ -93,13 +95,14 @@ class ServedPolicy:
         if temperature:  # a server's default may be the model's own: less than all tokens
             settings["top_p"] = 1.0
         drawn_with = seed if temperature else None
+        after = _NOTHING_KEPT if cache is None else _KEPT
         return sample_through(
             cache,
             len(prompts),
             samples,
             not temperature,
             lambda cache, job: cache.key(prompts[job[0]], settings, drawn_with, job[1]),
-            lambda jobs, take: self._draw(jobs, take, prompts, settings, seed),
+            lambda jobs, take: self._draw(jobs, take, prompts, settings, seed, after),
             progress,
         )
 
@@ -110,14 +113,15 @@ class ServedPolicy:
         prompts: Sequence[Prompt],
         settings: Mapping[str, Any],
         seed: int,
+        after: str,
     ) -> None:
-        """Hand the completions of `jobs` to `take` as they arrive."""
+        """Hand the completions of `jobs` to `take` as they arrive; a failure ends with `after`."""
         requests = {
             (i, n): (prompts[i], {**settings, "seed": _seed(seed, prompts[i], n)}) for i, n in jobs
         }
         with closing(self._arriving(requests)) as arriving:
             for job, done in arriving:
-                take({job: self._replied(done, prompts[job[0]])})
+                take({job: self._replied(done, prompts[job[0]], after)})
 
     def replies(
         self,
@@ -190,19 +194,18 @@ class ServedPolicy:
             else openai.DefaultHttpxClient(limits=limits(**CONNECTIONS)),
         )
 
-    def _replied(self, done: "Future[Rollout]", prompt: Prompt) -> Rollout:
+    def _replied(self, done: "Future[Rollout]", prompt: Prompt, after: str) -> Rollout:
         """The reply to a request for `prompt`; raises what the command prints if it failed."""
         import openai
 
-        kept = "What arrived is kept: the same command continues from there"
         try:
             return done.result()
         except openai.APIError as error:
             if isinstance(error, openai.APIStatusError) and error.status_code < 500:
                 last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
                 refusal = f"{self.source} refuses the request for {last!r:.80}: {error}"
-                raise UserError(refusal, f"{kept}, once the row is fixed or left out") from error
-            raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {kept}") from error
+                raise UserError(refusal, f"{after}, once the row is fixed or left out") from error
+            raise ServerFailed(f"{self.source}: {error}".rstrip(".") + f". {after}") from error
 
     def _settle(
         self, future: "Future[Rollout]", client: Any, prompt: Prompt, options: Mapping[str, Any]

@@ -220,9 +220,11 @@ def test_a_server_that_is_gone_loses_nothing(served: Proxy, folder: Path, tmp_pa
         SampleCache(tmp_path, "it"),
     )
     prompts = [f"{n}+1=" for n in range(8)]
-    with pytest.raises(ServerFailed, match="injected"):
+    with pytest.raises(ServerFailed, match=r"injected.* What arrived is kept"):
         server.sample(prompts, max_tokens=3, cache=cache)
     assert len(cache) == 5
+    with pytest.raises(ServerFailed, match=r"injected.* Nothing is kept without the cache"):
+        server.sample(prompts[6:], max_tokens=3)
     served.faults = {}
     assert [len(group) for group in server.sample(prompts, max_tokens=3, cache=cache)] == [1] * 8
     asked = Counter(body["prompt"] for body in served.delivered)  # one under way may come twice
