@@ -113,9 +113,11 @@ def program_of(completion: str, extract: str) -> str | None:
     if text is None:
         return None
     text = without_answer_tags(text)
-    if extract == "whole" or (extract == "any" and not _FENCE_LINE.search(text)):
+    if extract == "whole":
         return text
     programs = [block.code for block in python_blocks(text)]
+    if extract == "any" and not programs and not _FENCE_LINE.search(text):
+        return text
     if not programs or (extract == "only" and len(programs) > 1):
         return None
     return programs[0] if extract == "first" else programs[-1]

@@ -166,7 +166,7 @@ def _score_rows(
     from rl_reasoner.scoring.batch import POLICY_TEXT, score_batch
     from rl_reasoner.scoring.outcome import outcome_json
     from rl_reasoner.scoring.reward import Reward
-    from rl_reasoner.scoring.trial_call import option_like_a_column
+    from rl_reasoner.scoring.trial_call import column_not_given
 
     needed = function.columns if isinstance(function, Reward) else ()
     for number, row in enumerate(rows, 1):
@@ -198,7 +198,7 @@ def _score_rows(
     ]
     if "prompt" in columns:
         columns["prompt"] = columns["prompts"]
-    if said := option_like_a_column(function, columns):
+    if said := column_not_given(function, columns):
         _log.warning(said)
     err.print(f"{reward}: scoring {len(rows):,} rows", style="dim")
     completions = columns.pop("completion")

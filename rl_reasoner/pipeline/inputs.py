@@ -34,7 +34,7 @@ from rl_reasoner.scoring.batch import APPLIES, POLICY_TEXT, applies, name_reward
 from rl_reasoner.scoring.registry import check_name, load_reward
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of
-from rl_reasoner.scoring.trial_call import option_like_a_column, try_reward
+from rl_reasoner.scoring.trial_call import column_not_given, try_reward
 from rl_reasoner.tools import load_tools
 from rl_reasoner.types import Row
 
@@ -234,7 +234,7 @@ def _try_rewards(
         for name, function in rewards.items():
             optional = rule_of(function, recipe.rewards[name].optional).optional
             for row in _first_of_each_task(named, name_of(function)):
-                if said := option_like_a_column(function, (*row, EPISODE)):
+                if said := column_not_given(function, (*row, EPISODE)):
                     doubtful[name] = said
                 with problems.field("rewards", name):
                     if said := _try_reward(function, name, row, optional=optional):

@@ -23,12 +23,12 @@ CONCURRENT = 16
 def _faults() -> tuple[type[BaseException], ...]:
     """What a reward may raise without ending the run; Ctrl-C is not the reward's.
 
-    Some clients raise CancelledError. sys.exit on a thread of the trainer would end it, with status
-    0; on a main thread it may be a signal's, and of a worker it ends that alone.
+    Some clients raise CancelledError. On a thread of the trainer whatever else it raises would end
+    the run (sys.exit with status 0); on a main thread that may be a signal's, and of a worker it
+    ends that alone.
     """
-    plain = (Exception, asyncio.CancelledError)
     main = threading.current_thread() is threading.main_thread()
-    return plain if main else (*plain, SystemExit)
+    return (Exception, asyncio.CancelledError) if main else (BaseException,)
 
 
 def one_by_one(fn: Callable[..., Any]) -> bool:
@@ -68,10 +68,11 @@ def _rows(
     if fn.many is not None:
         try:
             values = fn.values_of_all(completions, columns)
-            yield from _shared([_scored(values[i], fn) for i in range(count)], started)
-            return
         except _faults():
             started = time.perf_counter()  # the rows one by one say which is at fault
+        else:
+            yield from _shared([_scored(values[i], fn) for i in range(count)], started)
+            return
     found: dict[int, Outcome] = {}
     at = 0  # the row that is due
     for unit in fn.groups(columns, count):
@@ -90,12 +91,13 @@ def _rows(
             at += 1
 
 
-def _of_unit(fn: Reward, value: Any, count: int) -> list[Outcome]:
+def _of_unit(fn: Callable[..., Any], value: Any, count: int) -> list[Outcome]:
     """The outcomes of the `count` rows of one call, which has returned `value`."""
     try:
-        return [_scored(one, fn) for one in fn.each(value, count)]
+        values = fn.each(value, count) if isinstance(fn, Reward) else values_of_each(value, count)
     except ValueError as error:
-        return [faulted(fn.name, error, "value", fn)] * count
+        return [faulted(name_of(fn), error, "value", fn)] * count
+    return [_scored(one, fn) for one in values]
 
 
 async def _gathered(
@@ -134,20 +136,18 @@ def _batch(
     loop: asyncio.Runner,
 ) -> Iterator[Outcome]:
     """A function of trl's own form: all rows at once, a bad value faults its row alone."""
-    name, started = name_of(fn), time.perf_counter()
+    started, count = time.perf_counter(), len(completions)
+    outcomes: Sequence[Outcome]
     try:
         values = fn(completions=completions, **columns)
         if inspect.isawaitable(values):
             values = loop.run(_awaited(values))
+        if isinstance(values, Iterator):
+            values = [*values]  # a generator's code runs only now
+        outcomes = _of_unit(fn, values, count)
     except _faults() as error:
-        yield from _shared([faulted(name, error, fn=fn)] * len(completions), started)
-        return
-    try:
-        values = values_of_each(values, len(completions))
-    except (TypeError, ValueError) as error:
-        yield from _shared([faulted(name, error, "value", fn)] * len(completions), started)
-        return
-    yield from _shared([_scored(value, fn) for value in values], started)
+        outcomes = [faulted(name_of(fn), error, fn=fn)] * count
+    yield from _shared(outcomes, started)
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

@@ -37,7 +37,11 @@ def faulted(
     fn: Callable[..., Any] | None = None,
 ) -> Fault:
     """The fault for an exception of the reward `name`, with its place in the user's code."""
-    return Fault(f"reward {name!r}: {type(error).__name__}: {error}{location_of(error, fn)}", kind)
+    try:
+        said = str(error)
+    except Exception:
+        said = "(its message cannot be shown)"
+    return Fault(f"reward {name!r}: {type(error).__name__}: {said}{location_of(error, fn)}", kind)
 
 
 def usable(outcome: Outcome) -> float:

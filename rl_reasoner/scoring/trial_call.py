@@ -8,6 +8,8 @@ none, since the form that is looked for may be another. A shipped reward, or one
 for what it was given, whatever the completion.
 """
 
+import dis
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -58,13 +60,18 @@ def try_reward(
     )
 
 
-def option_like_a_column(fn: Callable[..., Any], columns: Iterable[str]) -> str:
-    """That an option of the reward `fn`, which is not set, is called like a column; else empty.
+def column_not_given(fn: Callable[..., Any], columns: Iterable[str]) -> str:
+    """That the reward `fn` may wait for a column that it is not given; else empty.
 
-    `def f(completion, answer="")` has no column `answer`, and is given none.
+    `def f(completion, answer="")` has no column `answer`, and `def f(completion, **kwargs)` none.
     """
     if not isinstance(fn, Reward) or is_shipped(fn):
         return ""
+    if name := _catch_all_that_is_read(fn.fn):
+        return (
+            f"reward {fn.name!r} is given no columns in **{name}: a function of one completion "
+            "names each column as a parameter"
+        )
     given = ("prompt", POLICY_TEXT, *columns)
     like = [name for name in given if name in fn.defaults and name not in fn.options]
     if not like:
@@ -75,6 +82,17 @@ def option_like_a_column(fn: Callable[..., Any], columns: Iterable[str]) -> str:
         f"is an option, and stays {default!r:.40}. Leave the default out; or write "
         f"{name}=Column({default!r:.40}) where rows may lack it"
     )
+
+
+def _catch_all_that_is_read(fn: Callable[..., Any]) -> str:
+    """The name of the `**kwargs` that `fn` reads; empty where it has none, or leaves it alone."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return ""
+    before = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    name = str(code.co_varnames[before])
+    read = (i.argval for i in dis.get_instructions(code))
+    return name if any(name == one or (type(one) is tuple and name in one) for one in read) else ""
 
 
 def _check_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> None:

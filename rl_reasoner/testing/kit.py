@@ -20,7 +20,7 @@ from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.outcome import failed, outcome_json, usable
 from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.runner import Runner
-from rl_reasoner.scoring.trial_call import option_like_a_column
+from rl_reasoner.scoring.trial_call import column_not_given
 from rl_reasoner.testing import probes
 from rl_reasoner.testing.apart import tell_apart
 from rl_reasoner.testing.findings import Finding, Report, Status
@@ -336,7 +336,7 @@ class _Kit:
             status: Status = "warned" if ignored else "failed"
             return Finding("distinguishes", status, f"{message}; {outcome_json(seen[0])['reason']}")
         if len(values) < 2:
-            said = option_like_a_column(self.fn, self.rows[0])
+            said = column_not_given(self.fn, self.rows[0])
             message = f"every completion gets {values.pop():g}{said and f'; {said}'}"
             return Finding("distinguishes", "warned", message)
         message = f"right {self.high:.3g}, wrong {self.low:.3g} on average"

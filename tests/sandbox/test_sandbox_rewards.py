@@ -87,6 +87,13 @@ def fenced(program: str, language: str = "python") -> str:
         ("<think>x</think>\n<answer>```python\na\n```</answer>", "last", "a"),
         ("<think>x</think><answer>\n```python\na\n```\n</answer>\n", "only", "a"),
         ("<answer>\na\n</answer>", "any", "\na\n"),
+        ("1. Here:\n\n    ```python\n    a\n    ```\n", "any", "a"),
+        (
+            f'{F}\n    """\n    ```\n    f(1)\n    ```\n    """',
+            "any",
+            f'{F}\n    """\n    ```\n    f(1)\n    ```\n    """',
+        ),
+        ("```text\na\n```", "any", None),
         ("<think>x</think><answer>a</answer>", "whole", "a"),
         ("```python\ns = '<answer>a</answer>'\n```", "last", "s = '<answer>a</answer>'"),
     ],

@@ -4,7 +4,9 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from rl_reasoner.scoring.limits import Limits
 from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.types import Fault
 from support.commands import Cli, stock
+from support.outcomes import shown
 from support.tiny import grpo, recipe
 from support.trainers import build, digits, trained
 
@@ -226,3 +229,57 @@ def test_what_a_function_of_trls_form_lacks_is_said_once(
     [found] = score_batch(load_reward(f"{tmp_path / 'f.py'}:f"), ["x"], columns)
     assert isinstance(found, Fault) and re.fullmatch(says, found.message)
     assert found.message.count("problem") <= 1
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Panic(BaseException):
+    """What an extension of another language raises."""
+
+
+def test_a_reward_that_yields_fails_as_one_that_returns() -> None:
+    def found(completions: list[str], **columns: object) -> Iterator[float]:
+        for text in completions:
+            yield float(re.search("<(.)>", text).group(1) == "a")  # type: ignore[union-attr]
+
+    def mapped(completions: list[str], **columns: object) -> Iterator[float]:
+        return map(float, completions)
+
+    for limits in (Limits(timeout_s=10), Limits(timeout_s=10, apart=False)):
+        for fn, good, said in ((found, "<a>", "AttributeError"), (mapped, "1", "ValueError")):
+            [right] = score_batch(fn, [good], {}, limits)
+            assert shown([right]) == [1.0]
+            [wrong] = score_batch(fn, ["none"], {}, limits)
+            assert isinstance(wrong, Fault) and wrong.kind == "exception"
+            assert said in wrong.message
+
+
+@pytest.mark.parametrize("raised", [Odd, Panic, GeneratorExit])
+def test_whatever_a_reward_raises_on_a_thread_is_a_fault(raised: type[BaseException]) -> None:
+    lock = threading.Lock()  # it is not copied
+
+    @reward
+    def fails(completion: str) -> float:
+        with lock:
+            raise raised
+
+    @reward
+    async def awaited(completion: str) -> float:
+        with lock:
+            raise raised
+
+    class Number:
+        def __float__(self) -> float:
+            raise raised
+
+    @reward
+    def valued(completion: str) -> object:
+        with lock:
+            return Number()
+
+    for fn in (fails, awaited, valued):
+        [fault] = score_batch(fn, ["a"], {}, Limits(timeout_s=10))
+        assert isinstance(fault, Fault) and raised.__name__ in fault.message
