@@ -313,6 +313,14 @@ def shy(completion: str, answer: str = "") -> float:
 @reward
 def mild(completion: str, answer: str = Column(""), most: int = 3) -> float:
     return float(bool(answer) and answer in completion)
+
+@reward
+def takes(completion: str, *rest: str, most: int = 3, **others) -> float:
+    return float(others.get("answer", "") in completion)
+
+@reward
+def leaves(completion: str, **others) -> float:
+    return float("4" in completion)
 """
 
 
@@ -322,21 +330,24 @@ def test_an_option_that_is_called_like_a_column_is_told(
     """`answer=""` is an option: a newcomer's reward never sees the answer, and pays nothing."""
     (tmp_path / "own.py").write_text(SHY)
     (tmp_path / "vo.jsonl").write_text(SUM)
-    told = "reward 'shy' is not given the column 'answer': its parameter has a default"
-    for name, options, warned in (
-        ("shy", {}, True),
-        ("shy", {"answer": "744"}, False),
-        ("mild", {}, False),
+    shy = "reward 'shy' is not given the column 'answer': its parameter has a default"
+    takes = "reward 'takes' is given no columns in **others"
+    for name, options, told in (
+        ("shy", {}, shy),
+        ("shy", {"answer": "744"}, ""),
+        ("mild", {}, ""),
+        ("takes", {}, takes),
+        ("leaves", {}, ""),
     ):
         spec = {f"{tmp_path}/own.py:{name}": {"weight": 1.0, "options": options}}
         rows = {"task": "modular", "count": 8}
         stage = {"kind": "grpo", "steps": 1, "data": rows, "group": {"prompts": 2}}
         caplog.clear()
         read_inputs(Recipe(policy="scratch:dense-tiny", rewards=spec, stages=[stage]))
-        assert (told in caplog.text) == warned, caplog.text
+        assert told in caplog.text if told else "column" not in caplog.text
         caplog.clear()
         ended = cli("score", f"own.py:{name}", "vo.jsonl", "--reward-options", json.dumps(options))
         assert ended.code == 0
-        assert (told in caplog.text) == warned, caplog.text
+        assert told in caplog.text if told else "column" not in caplog.text
     [seen] = [f for f in examine(load_reward("own.py:shy")).findings if f.check == "distinguishes"]
     assert seen.status == "warned" and "answer=Column('') where rows may lack it" in seen.message
