@@ -14,6 +14,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +61,7 @@ class RunFolder:
         self._home = path.absolute()  # should the process change its working folder
         self._lock: IO[str] | None = None
         self._old: Path | None = None
+        self._undo: list[Callable[[], object]] | None = []  # None: what was changed stays
         self.lengths: Mapping[str, Any] = {}  # of completions, from the lock of another recipe
 
     @classmethod
@@ -109,7 +112,7 @@ class RunFolder:
         run = cls(path)
         try:
             run.lock()
-            (path / HASHES).unlink(missing_ok=True)  # until it has come to its end again
+            run._unseal()
         except OSError as error:
             raise UserError(f"cannot write to the run folder {path}: {error.strerror}") from error
         if not (path / "lock.json").is_file():
@@ -168,6 +171,33 @@ class RunFolder:
         if not self.path.is_symlink():  # a folder of the user's, elsewhere
             self.path.rmdir()
 
+    def settle(self) -> None:
+        """What was changed for this process stays: all that it was asked for has been looked at."""
+        self._undo = None
+
+    def take_back(self) -> None:
+        """Make the folder what it was before this process, unless that is settled."""
+        if self._undo is None:
+            return
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = None
+        if self._old is not None:  # copies, and folders that are empty now
+            shutil.rmtree(self._old)
+            with suppress(OSError):  # of earlier changes
+                self._old.parent.rmdir()
+
+    def _unseal(self) -> None:
+        """Remove the hashes of the end, until the run has come to it again."""
+        if (file := self.path / HASHES).is_file():
+            sealed = file.read_bytes()
+            self._may_undo(lambda: file.write_bytes(sealed))
+            file.unlink()
+
+    def _may_undo(self, undo: Callable[[], object]) -> None:
+        if self._undo is not None:
+            self._undo.append(undo)
+
     def release(self) -> None:
         """Release the folder."""
         if self._lock is not None:
@@ -181,6 +211,7 @@ class RunFolder:
             if name not in names:
                 self.set_aside(folder)
             elif folder.name != (wanted := f"{names.index(name) + 1}-{name}"):
+                self._may_undo(partial(folder.with_name(wanted).rename, folder))
                 folder.rename(folder.with_name(wanted))
 
     def set_aside(self, path: Path) -> Path | None:
@@ -191,6 +222,7 @@ class RunFolder:
         if not path.exists():
             return None
         target = self._place_aside(path)
+        self._may_undo(partial(target.rename, path))
         path.rename(target)
         return target
 
@@ -258,7 +290,9 @@ class RunFolder:
         self.set_lock_aside()
         self.set_aside(self.path / "controls.json")
         file = self.path / "recipe.yaml"
-        write_text(self._place_aside(file), file.read_text(encoding="utf-8"))
+        before = file.read_text(encoding="utf-8")
+        self._may_undo(partial(write_text, file, before))
+        write_text(self._place_aside(file), before)
         write_text(file, recipe.to_yaml())
 
     def set_lock_aside(self) -> None:

@@ -135,6 +135,7 @@ class Session:
         wanted = [s for i, s in enumerate(until) if i in window or s.reuse is not None]
         self._check_needed(wanted)
         self._inspect_and_lock(command, again)
+        self.run.settle()
         last = next((s.name for s in reversed(stages) if not isinstance(s, RowStage)), None)
         if last is not None and not self._is_finished(last):
             self.run.set_end_aside()

@@ -129,7 +129,8 @@ def _there(run: RunFolder) -> Iterator[None]:
 def _ended_well(run: RunFolder, *, fresh: bool) -> Iterator[None]:
     """Whatever ends the work inside, its error names the folder, which is let go of.
 
-    A `fresh` one is taken away again where the user's mistake ended it.
+    Where the user's mistake ended it, a `fresh` one is taken away again, and one that was there is
+    what it was before, if the mistake was found before anything was done.
     """
     try:
         yield
@@ -148,8 +149,7 @@ def _ended_well(run: RunFolder, *, fresh: bool) -> Iterator[None]:
         stopped.folder = str(run.path)
         raise stopped from error
     except UserError:
-        if fresh:
-            run.discard()
+        run.discard() if fresh else run.take_back()
         raise
     finally:
         run.release()

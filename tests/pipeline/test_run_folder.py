@@ -21,6 +21,7 @@ from rl_reasoner.pipeline.placement import Placement
 from rl_reasoner.pipeline.run_folder import FolderGone, RunFolder, given_flags
 from rl_reasoner.pipeline.session import Session
 from rl_reasoner.policy.scratch import scratch_policy
+from rl_reasoner.recipe.recipe import PolicySpec
 from rl_reasoner.rollout.cache import SampleCache
 from support.tiny import REWARD, grpo, recipe, sft
 
@@ -92,6 +93,33 @@ def test_what_a_run_found_outlives_a_change_that_came_to_nothing(tmp_path: Path)
     again, _ = RunFolder.reopen(run.path)
     assert (again.lengths, again.choices()) == (lengths, choices)
     again.release()
+
+
+def test_a_change_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    """What only the policy shows is found when the folder is the run's again."""
+
+    def files() -> dict[str, bytes]:
+        found = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+        return {str(file): file.read_bytes() for file in found}
+
+    stages = (sft(), sft(name="more", steps=1))
+    train(recipe(tmp_path, *stages), quiet=True)
+    done = files()
+    again, other = sft(name="again", steps=1), sft(name="more", steps=2)
+    for changed, policy, says in (
+        (stages, "scratch:dense-tniy", "dense-tiny"),
+        ((again, other), "scratch:dense-tniy", "dense-tiny"),
+        ((other,), str(tmp_path / "nowhere"), "nowhere"),
+    ):
+        wanted = recipe(tmp_path, *changed).model_copy(update={"policy": PolicySpec(source=policy)})
+        with pytest.raises(UserError, match=says):
+            train(wanted, resume=tmp_path / "run", quiet=True)
+        assert files() == done
+    with pytest.raises(UserError, match="nowhere"):
+        train(recipe(tmp_path, sft(policy="nowhere")), resume=tmp_path / "run", quiet=True)
+    assert files() == done
+    train(recipe(tmp_path, sft()), resume=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run/old/1/recipe.yaml").is_file()
 
 
 def test_the_flags_of_its_first_command_outlive_each_resume(tmp_path: Path) -> None:
