@@ -178,6 +178,7 @@ def _verdict(name: str, found: Sequence[Any]) -> str:
 def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]]) -> Iterator[Any]:
     """Check everything about a recipe that needs no run; what is forecast is put in `forecasts`."""
     from rl_reasoner.distributed.threads import Threads
+    from rl_reasoner.pipeline.lock import overlap_notices
     from rl_reasoner.pipeline.placement import choose_placement
     from rl_reasoner.pipeline.preflight import Notice, control_cost, inspect
     from rl_reasoner.pipeline.prepare import prepare
@@ -192,6 +193,9 @@ def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]
     prepared = prepare(recipe, placement, locate, inputs)
     rows = ", ".join(f"{len(own):,}" for own in prepared.rows.values())
     yield Notice("data", "passed", f"rows by stage: {rows}")
+    yield from overlap_notices(recipe, [row for own in prepared.rows.values() for row in own])
+    if recipe.run.folder is not None:
+        yield _new_folder(recipe)
     yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions().items()))
     policy = open_policy(recipe.policy.source, seed=recipe.run.seed, device=placement.device)
     merge_adapter(policy)
@@ -215,3 +219,14 @@ def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]
         again = recipe.controlled
         known = (made["minutes"] for made in forecasts if made["stage"] == again.name)
         yield control_cost(recipe, again, next(known, None))
+
+
+def _new_folder(recipe: Any) -> Any:
+    """Whether the run can have the folder that the recipe names."""
+    from rl_reasoner.pipeline.preflight import Notice
+    from rl_reasoner.pipeline.run_folder import RunFolder
+
+    try:
+        return Notice("folder", "passed", f"{RunFolder.new_path(recipe)} is free")
+    except UserError as error:
+        return Notice("folder", "warned", "; ".join(error.messages))

@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -166,6 +167,9 @@ def _run(argv: Sequence[str]) -> None:
         print_candidates(_verbs(), argv[2:])
         return
     verb = parse_verb(argv)
+    for name, value in vars(verb).items():
+        if isinstance(value, Path):  # a shell leaves the ~ of `--out=~/x` as it is
+            setattr(verb, name, value.expanduser())
     err.quiet = getattr(verb, "quiet", False)
     warnings.showwarning = _print_old_name
     try:

@@ -22,8 +22,8 @@ from rl_reasoner.answers import verify
 from rl_reasoner.dataset.code_rows import code_row, columns_of
 from rl_reasoner.dataset.conversations import plain_row
 from rl_reasoner.dataset.readers import ending
-from rl_reasoner.dataset.sets import check_set, read_rows
-from rl_reasoner.dataset.tasks.generate import careless, generate_problems
+from rl_reasoner.dataset.sets import check_set, find_set, read_rows
+from rl_reasoner.dataset.tasks.generate import TASKS, careless, generate_problems
 from rl_reasoner.dataset.tasks.mixed_language import put_into_words
 from rl_reasoner.errors import UserError, did_you_mean, nearest
 from rl_reasoner.files import write_jsonl
@@ -85,10 +85,20 @@ def load_rows(data: AnyData) -> list[Row]:
 
 
 def check_source(data: AnyData) -> None:
-    """Raise `UserError` where `data` names no file, set or task; reads no row and asks no hub."""
+    """Raise `UserError` where `data` names no file, set or task; reads no row and asks no hub.
+
+    A name that stands for NAME_test.jsonl is none to train on: those rows are evaluated.
+    """
     for source in data_sources(data):
         if isinstance(source, FileData):
             check_set(source.path)
+            file = find_set(source.path)
+            if file is not None and file.stem == f"{source.path}_test":
+                task = f"{{task: {source.path}}}, or " if source.path in TASKS else ""
+                raise UserError(
+                    f"{source.path} stands for {file.name}, rows to evaluate on: train on "
+                    f"{task}a file of other rows; or name that file itself"
+                )
         elif isinstance(source, TaskData):
             generate_problems(source.task, split=source.split, count=0, levels=_levels(source))
 
@@ -132,8 +142,7 @@ def _mixed(data: MixData) -> list[Row]:
     total, weights = sum(map(len, parts)), [source.share for source in data.mix]
     counts = [len(part) for part in parts]
     if all(weights):
-        sizes = [total * (weight or 0.0) / sum(w or 0.0 for w in weights) for weight in weights]
-        counts = [max(1, round(size)) for size in sizes]
+        counts = _counts(total, [weight or 0.0 for weight in weights])
     files = {Path(source.path) for source in data.mix if isinstance(source, FileData)}
     rows: list[Row] = []
     for number, (source, part, count) in enumerate(zip(data.mix, parts, counts, strict=True)):
@@ -146,11 +155,23 @@ def _mixed(data: MixData) -> list[Row]:
     return [dict.fromkeys(names) | row for row in rows]
 
 
+def _counts(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` by its weights: whole numbers of at least 1, whose sum is `total`."""
+    sizes = [total * weight / sum(weights) for weight in weights]
+    counts = [max(1, round(size)) for size in sizes]
+    while (off := total - sum(counts)) != 0:
+        over = [count - size for count, size in zip(counts, sizes, strict=True)]
+        if off > 0:
+            counts[over.index(min(over))] += 1
+        else:
+            counts[max((i for i, n in enumerate(counts) if n > 1), key=over.__getitem__)] -= 1
+    return counts
+
+
 def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
     """The rows of each source without those whose problem has another answer in an earlier file.
 
-    Within a file they are found already, and files may write one number in two ways. Rows of tasks
-    and of the run itself are right.
+    Within a file they are found already. Rows of tasks and of the run itself are right.
     """
     answers: dict[tuple[str, ...], tuple[str, str]] = {}
     kept = []
@@ -163,7 +184,7 @@ def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
             answer = row.get("answer")
             key = (*_asked_as(row, row.get("template")), str(row.get("rewards")))
             first, file = answers.setdefault(key, (answer, source.path)) if answer else (answer, "")
-            if first == answer or verify(f"\\boxed{{{answer}}}", str(first)).value != 0.0:
+            if _agrees(first, answer) != 0.0:
                 good.append(row)
             else:
                 problems.append(
@@ -309,11 +330,16 @@ def _check_answer(row: Row, number: int, template: object, answers: _Answers) ->
     if (answer := row.get("answer")) is None:
         return
     first, at = answers.setdefault(_asked_as(row, template), (answer, number))
-    if first != answer:
+    if _agrees(first, answer) != 1.0:
         raise ValueError(
             f"the same problem as row {at}, "
             f"but a different answer ({answer!r:.40} against {first!r:.40})"
         )
+
+
+def _agrees(first: object, answer: object) -> float | None:
+    """1.0 where two answers are one, as `2` and `2.0` are, 0.0 where not; None: it cannot tell."""
+    return 1.0 if first == answer else verify(f"\\boxed{{{answer}}}", str(first)).value
 
 
 def _checked(given: Row) -> Row:

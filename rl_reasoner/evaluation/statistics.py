@@ -213,6 +213,7 @@ def sign_flips(
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value of McNemar's test: problems that only one of the two has right."""
+    only_a, only_b = int(only_a), int(only_b)  # 2**n is beyond numpy's integers
     n = only_a + only_b
     tail, ways = 0, 1  # ways: n over i
     for i in range(min(only_a, only_b) + 1):

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from rl_reasoner import sandbox
+from rl_reasoner.dataset.sets import find_set
 from rl_reasoner.evaluation.monitor import measure_overlaps, overlap_notes
 from rl_reasoner.files import write_json
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.machine import choices, processor
 from rl_reasoner.pipeline.lineage import files_of_options, hash_of_set
 from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.preflight import Notice, warn_if
 from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.policy.fp8.layers import fp8_facts
 from rl_reasoner.policy.policy import Policy
@@ -170,3 +172,18 @@ def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Not
     write_json(file, shared)
     for warning in overlap_notes(shared):
         note(warning)
+
+
+def overlap_notices(recipe: Recipe, rows: Sequence[Row]) -> list[Notice]:
+    """For each evaluated set that is here: whether some of its problems are trained on."""
+    names = [name for name in dict.fromkeys(evaluated_sets(recipe)) if find_set(name) is not None]
+    return [
+        warn_if(
+            counts["contaminated"] > 0,
+            "overlap",
+            f"{counts['contaminated']:,} of the {counts['rows']:,} problems of {name} are in the "
+            "training data",
+            "train on other rows, or evaluate with --decontaminated",
+        )
+        for name, counts in measure_overlaps(rows, names).items()
+    ]

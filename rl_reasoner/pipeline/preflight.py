@@ -314,7 +314,7 @@ def _sandbox(recipe: Recipe) -> Notice:
 
 
 def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notice:
-    """The learning rate, compared with those that the shipped recipes train with."""
+    """The learning rate, compared with those of the shipped recipes, and whether it is reached."""
     low, high = _RATES[
         "grpo" if stage.kind == "grpo" else "sft", policy.parameter_counts[0] < _SMALL
     ]
@@ -324,6 +324,9 @@ def _learning_rate(recipe: Recipe, stage: TrainedStage, policy: Policy) -> Notic
         message += ", of an adapter, which takes about ten times the rate of full training"
         who = "adapters of policies of this size"
     fix = f"{who} train with {low * 10:g} to {high / 10:g}"
+    if stage.optim.warmup >= stage.steps:
+        message += f", which is never reached: its warm-up takes {stage.optim.warmup:,} steps"
+        return Notice("learning rate", "warned", message, f"a warm-up below {stage.steps:,} steps")
     return warn_if(not low <= stage.optim.lr <= high, "learning rate", message, fix)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -128,6 +128,7 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
     whole = (tuple, Literal, Mapping)  # their arguments are not alternatives
     kinds = () if get_origin(annotation) in whole else get_args(annotation)
     kinds = kinds or (annotation,)
+    kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
     if text is None:
         if bool in kinds or Any in kinds:
             return True

@@ -38,7 +38,7 @@ def find_recipe(reference: str) -> Path:
         return path
     for name in (reference, f"{reference}.py"):
         shipped = room("recipes") / name
-        if Path(name).name == name and shipped.is_file():
+        if shipped.is_file() and Path(name).name == name and shipped.stem in shipped_recipes():
             return shipped
     if path.is_dir():
         raise UserError(f"{reference} is a folder: a recipe is a name, a .py or a .yaml file")

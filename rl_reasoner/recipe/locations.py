@@ -55,6 +55,7 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "union_tag_invalid": "one of the kinds {expected_tags}",
+    "union_tag_not_found": "a {discriminator}, such as kind: grpo",
 }
 """A kind of mistake, as pydantic calls it -> what was expected, in plain words."""
 

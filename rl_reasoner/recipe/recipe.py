@@ -232,7 +232,8 @@ def _rewards(value: Any) -> Any:
         return value
     specs: dict[Any, Any] = {}
     for key, spec in value.items():
-        spec = {"weight": spec} if isinstance(spec, (int, float)) else spec
+        number = isinstance(spec, (int, float)) and not isinstance(spec, bool)
+        spec = {"weight": spec} if number else spec
         name, spec = _of_function(key, spec) if callable(key) else (key, spec)
         if name in specs:
             raise ValueError(f"two rewards are called {name}: rename one of them")
