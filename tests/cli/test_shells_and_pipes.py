@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from rl_reasoner.cli.dispatch import Verb
-from support.commands import Cli
+from support.commands import Cli, stock
 
 SCRIPTS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
 
@@ -149,3 +149,13 @@ def test_ctrl_c_while_the_command_line_is_read_shows_no_traceback(tmp_path: Path
             env={**os.environ, "PYTHONPATH": there},
         )
         assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
+
+
+def test_a_home_folder_behind_an_equals_sign_is_meant(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell expands `--out ~/x`, and leaves `--out=~/x` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    stock(tmp_path)
+    assert cli("score", "boxed", "saved.jsonl", "--out=~/scores.jsonl").code == 0
+    assert (tmp_path / "home/scores.jsonl").is_file()

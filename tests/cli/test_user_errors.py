@@ -57,6 +57,13 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         ("train", "bad.yaml"),
         ("bad.yaml:7: stages.0.stepz", "'steps'"),
     ),
+    "stage without a kind": (
+        file("bad.yaml", TINY.replace("kind: ", "kin: ", 1)),
+        ("train", "bad.yaml"),
+        ("bad.yaml:", "expected a 'kind', such as kind: grpo"),
+    ),
+    "weight": (no, (*TRAIN, "--rewards", "{length: true}"), ("expected a weight (a number)",)),
+    "file of the recipes' folder": (no, ("copy", "README.md"), ("unknown recipe 'README.md'",)),
     "recipe is no YAML": (file("bad.yaml", "a: ["), ("train", "bad.yaml"), ("bad.yaml:1",)),
     "script syntax": (file("bad.py", "def (:"), ("train", "bad.py"), ("bad.py:1", "syntax")),
     "flag": (no, (*TRAIN, "--grup.size", "4"), ("--grup.size", "'--group.size'")),

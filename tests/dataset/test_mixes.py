@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rl_reasoner.dataset.levels import levels_of
-from rl_reasoner.dataset.rows import load_rows
+from rl_reasoner.dataset.rows import check_source, load_rows
 from rl_reasoner.errors import UserError
-from rl_reasoner.recipe.data import MixData
+from rl_reasoner.recipe.data import FileData, MixData
 
 
 def written(folder: Path, name: str, text: str) -> str:
@@ -88,6 +90,29 @@ def test_one_problem_under_two_templates_is_two_questions(tmp_path: Path) -> Non
     assert len(load_rows(MixData.model_validate({"mix": asked}))) == 2
     with pytest.raises(UserError, match="row 2: the same problem as row 1, but a different answer"):
         load_rows(MixData.model_validate({"mix": [{"path": times, "template": "Do {problem}="}]}))
+
+
+def test_one_number_written_in_two_ways_is_one_answer(tmp_path: Path) -> None:
+    rows = '{"problem": "1+1", "answer": 2}\n{"problem": "1+1", "answer": 2.0}\n'
+    assert len(load_rows(FileData(path=written(tmp_path, "one.jsonl", rows)))) == 2
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    st.lists(st.floats(1e-6, 1e6), min_size=5, max_size=5),
+)
+def test_the_number_of_rows_of_a_mix_stays(counts: list[int], shares: list[float]) -> None:
+    tasks = [
+        {"task": "modular", "count": count, "seed": seed, "share": share}
+        for seed, (count, share) in enumerate(zip(counts, shares, strict=False))
+    ]
+    assert len(load_rows(MixData.model_validate({"mix": tasks}))) == sum(counts)
+
+
+def test_a_name_that_stands_for_a_test_set_is_none_to_train_on() -> None:
+    with pytest.raises(UserError, match=r"stands for modular_test\.jsonl.*\{task: modular\}"):
+        check_source(FileData(path="modular"))
+    check_source(FileData(path="modular_test"))  # whoever names it, means it
 
 
 def test_a_problem_with_another_answer_in_another_file_of_the_mix_is_told(

@@ -107,7 +107,8 @@ def test_majority_of_all_samples_is_their_vote() -> None:
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_statsmodels(only_a: int, only_b: int) -> None:
     reference = reference_mcnemar([[7, only_a], [only_b, 5]], exact=True).pvalue
-    assert mcnemar(only_a, only_b) == pytest.approx(reference, abs=1e-12)
+    for kind in (int, np.int64):
+        assert mcnemar(kind(only_a), kind(only_b)) == pytest.approx(reference, abs=1e-12)
 
 
 @settings(max_examples=40)

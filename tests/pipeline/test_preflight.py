@@ -264,6 +264,18 @@ def test_doubtful_settings_are_told(tmp_path: Path) -> None:
     found = notices(recipe(tmp_path, hot), tmp_path)
     assert found["learning rate"].status == found["batch"].status == "warned"
     assert "policies of this size" in found["learning rate"].fix
+    late = grpo(steps=3, optim={"lr": 1e-3, "warmup": 3})
+    assert "is never reached" in notices(recipe(tmp_path, late), tmp_path)["learning rate"].message
+
+
+def test_an_evaluated_set_that_is_trained_on_and_a_folder_that_is_there_are_told(
+    cli: Cli, tmp_path: Path
+) -> None:
+    stock(tmp_path)
+    ended = cli("check", "tiny.yaml", "--grpo.data", "{path: modular_test}", "--run.folder", ".")
+    shown = " ".join(ended.out.split())
+    assert ended.code == 0 and "look first at: overlap, folder" in shown
+    assert "1,000 of the 1,000 problems of modular_test are in the training data" in shown
 
 
 def test_templates_like_format_strings_are_told(tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ def test_a_part_of_a_whole_is_set_in_one_stage_alone(two: Recipe) -> None:
     assert [stage.sampling.max_tokens for stage in stages] == [9, 7]  # type: ignore[union-attr]
 
 
+def test_a_template_is_a_text_wherever_it_stands() -> None:
+    own = "Question: {problem}\nAnswer:"
+    flags = [f"--{at}.template={own}" for at in ("data", "evals.overrides.mbpp")]
+    made = load_recipe("mbpp_qwen_coder", flags)
+    assert made.data and made.data.template == own
+    assert made.evals.overrides["mbpp"].template == own
+
+
 def test_every_stage_of_a_shipped_recipe_hears_it() -> None:
     made = load_recipe("r1_qwen_7b", ["--vllm.memory", "0.4"])
     grpo = [stage for stage in made.stages if isinstance(stage, GrpoStage)]
