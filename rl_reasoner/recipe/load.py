@@ -61,7 +61,7 @@ def read_recipe(reference: str, flags: Sequence[str] = ()) -> tuple[Recipe, Loca
     """Read a recipe as `load_recipe` does; also where its fields are set: flag, or file and line.
 
     The places are for mistakes that show only when the recipe is put to work. A field that is not
-    written down itself has the place of what it is part of.
+    written down itself has the place of what it is part of; flags of its parts stand beside it.
     """
     path = find_recipe(reference)
     if path.suffix == ".py":
@@ -77,8 +77,11 @@ def read_recipe(reference: str, flags: Sequence[str] = ()) -> tuple[Recipe, Loca
     places = {field: at for field, at in places.items() if field not in inside} | by_flags
 
     def locate(field: FieldPath) -> str:
-        above = (places[field[:n]] for n in range(len(field), 0, -1) if field[:n] in places)
-        return next(above, str(path))
+        above = [places[field[:n]] for n in range(len(field), 0, -1) if field[:n] in places]
+        place = above[0] if above else str(path)
+        whole = field[:-1] if field[-1] in ("path", "task") else field  # these stand for their data
+        parts = [flag for at, flag in by_flags.items() if at[: len(whole)] == whole != at]
+        return f"{place} with {' '.join(parts)}" if parts and place not in parts else place
 
     return recipe, locate
 

@@ -57,6 +57,11 @@ MISTAKES: dict[str, tuple[Setup, tuple[str, ...], tuple[str, ...]]] = {
         ("train", "bad.yaml"),
         ("bad.yaml:7: stages.0.stepz", "'steps'"),
     ),
+    "part of the data": (
+        no,
+        (*TRAIN, "--grpo.data.count", "1"),
+        ("tiny.yaml:12 with --grpo.data.count 1: stage grpo: 1 row cannot fill",),
+    ),
     "stage without a kind": (
         file("bad.yaml", TINY.replace("kind: ", "kin: ", 1)),
         ("train", "bad.yaml"),
