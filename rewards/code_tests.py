@@ -12,7 +12,7 @@ from typing import Any
 
 from rl_reasoner import Column, Score, reward, sandbox
 from rl_reasoner.errors import check_one_of
-from rl_reasoner.language.fences import python_blocks
+from rl_reasoner.language.fences import python_blocks, wrong_line
 from rl_reasoner.language.thinking import behind_chain, without_answer_tags
 from rl_reasoner.sandbox.columns import list_tests
 
@@ -116,7 +116,8 @@ def program_of(completion: str, extract: str) -> str | None:
     if extract == "whole":
         return text
     programs = [block.code for block in python_blocks(text)]
-    if extract == "any" and not programs and not _FENCE_LINE.search(text):
+    bare = extract == "any" and not _FENCE_LINE.search(text)
+    if bare and (not programs or wrong_line(text) is None):  # a block may be in its docstring
         return text
     if not programs or (extract == "only" and len(programs) > 1):
         return None

@@ -193,7 +193,7 @@ def _check(recipe: Any, locate: Any, inputs: Any, forecasts: list[dict[str, Any]
     prepared = prepare(recipe, placement, locate, inputs)
     rows = ", ".join(f"{len(own):,}" for own in prepared.rows.values())
     yield Notice("data", "passed", f"rows by stage: {rows}")
-    yield from overlap_notices(recipe, [row for own in prepared.rows.values() for row in own])
+    yield from overlap_notices(recipe, prepared.rows)
     if recipe.run.folder is not None:
         yield _new_folder(recipe)
     yield Notice("versions", "passed", ", ".join(f"{k} {v}" for k, v in versions().items()))

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ _TEXTS = ("problem", "answer", "system", "completion", "chain", "solution")
 _PICTURES = ("image", "images")  # trl takes these columns for pictures of the prompt
 _SHOWN = 10  # bad rows named in a message; the others are counted
 _NO_COLUMN = "no column"
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?")
 _Answers = dict[tuple[str, ...], tuple[str, int]]
 _log = logging.getLogger(__name__)
 
@@ -85,22 +87,24 @@ def load_rows(data: AnyData) -> list[Row]:
 
 
 def check_source(data: AnyData) -> None:
-    """Raise `UserError` where `data` names no file, set or task; reads no row and asks no hub.
-
-    A name that stands for NAME_test.jsonl is none to train on: those rows are evaluated.
-    """
+    """Raise `UserError` where `data` names no file, set or task; reads no row and asks no hub."""
     for source in data_sources(data):
         if isinstance(source, FileData):
             check_set(source.path)
-            file = find_set(source.path)
-            if file is not None and file.stem == f"{source.path}_test":
-                task = f"{{task: {source.path}}}, or " if source.path in TASKS else ""
-                raise UserError(
-                    f"{source.path} stands for {file.name}, rows to evaluate on: train on "
-                    f"{task}a file of other rows; or name that file itself"
-                )
         elif isinstance(source, TaskData):
             generate_problems(source.task, split=source.split, count=0, levels=_levels(source))
+
+
+def check_trained_on(data: AnyData) -> None:
+    """Raise `UserError` where `data` names NAME and means NAME_test.jsonl: that is evaluated."""
+    for source in data_sources(data):
+        file = find_set(source.path) if isinstance(source, FileData) else None
+        if isinstance(source, FileData) and file and file.stem == f"{source.path}_test":
+            task = f"{{task: {source.path}}}, or " if source.path in TASKS else ""
+            raise UserError(
+                f"{source.path} stands for {file.name}, rows to evaluate on: train on "
+                f"{task}a file of other rows; or name that file itself"
+            )
 
 
 def copy_as_jsonl(file: Path, target: Path) -> None:
@@ -171,7 +175,8 @@ def _counts(total: int, weights: Sequence[float]) -> list[int]:
 def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
     """The rows of each source without those whose problem has another answer in an earlier file.
 
-    Within a file they are found already. Rows of tasks and of the run itself are right.
+    Within a file they are found already, and files may write one answer in two ways. Rows of tasks
+    and of the run itself are right.
     """
     answers: dict[tuple[str, ...], tuple[str, str]] = {}
     kept = []
@@ -184,7 +189,7 @@ def _agreeing(data: MixData, parts: Sequence[list[Row]]) -> list[list[Row]]:
             answer = row.get("answer")
             key = (*_asked_as(row, row.get("template")), str(row.get("rewards")))
             first, file = answers.setdefault(key, (answer, source.path)) if answer else (answer, "")
-            if _agrees(first, answer) != 0.0:
+            if first == answer or verify(f"\\boxed{{{answer}}}", str(first)).value != 0.0:
                 good.append(row)
             else:
                 problems.append(
@@ -330,16 +335,16 @@ def _check_answer(row: Row, number: int, template: object, answers: _Answers) ->
     if (answer := row.get("answer")) is None:
         return
     first, at = answers.setdefault(_asked_as(row, template), (answer, number))
-    if _agrees(first, answer) != 1.0:
+    if _number(first) != _number(answer):
         raise ValueError(
             f"the same problem as row {at}, "
             f"but a different answer ({answer!r:.40} against {first!r:.40})"
         )
 
 
-def _agrees(first: object, answer: object) -> float | None:
-    """1.0 where two answers are one, as `2` and `2.0` are, 0.0 where not; None: it cannot tell."""
-    return 1.0 if first == answer else verify(f"\\boxed{{{answer}}}", str(first)).value
+def _number(answer: object) -> object:
+    """The value of an answer that is a plain number, as `2` and `2.0` are; else the answer."""
+    return Decimal(answer) if isinstance(answer, str) and _NUMBER.fullmatch(answer) else answer
 
 
 def _checked(given: Row) -> Row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rl_reasoner.dataset.levels import levels_of
-from rl_reasoner.dataset.rows import check_source, load_rows
+from rl_reasoner.dataset.rows import check_source, check_trained_on, load_rows
 from rl_reasoner.dataset.templates import target_completion, with_system
 from rl_reasoner.environments.environment import EPISODE, PLAYED
 from rl_reasoner.environments.runner import EnvironmentRunner
@@ -174,8 +174,11 @@ def _find_named(
         if stage.reuse is not None:
             with field("stages", index, "reuse"):
                 reused_path(stage)
-        elif not made_in_run(recipe, index):
-            with field(*data_place(recipe, index)):
+            continue
+        with field(*data_place(recipe, index)):
+            if starts:  # a run that has begun goes on with what it began with
+                check_trained_on(recipe.data_of(stage))
+            if not made_in_run(recipe, index):
                 check_source(recipe.data_of(stage))
     return rewards
 
@@ -191,6 +194,13 @@ def _policies(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("stages", index, "policy"), policy
         if isinstance(stage, DistillStage) and stage.teacher not in own:
             yield ("stages", index, "teacher"), stage.teacher
+
+
+def check_starts(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Raise `UserError` where a policy from outside that one of `stages` names is not there."""
+    for at, source in _policies(recipe):
+        if at[0] == "stages" and recipe.stages[int(at[1])] in stages:
+            check_policy(source)
 
 
 def made_in_run(recipe: Recipe, index: int) -> bool:

@@ -174,16 +174,22 @@ def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Not
         note(warning)
 
 
-def overlap_notices(recipe: Recipe, rows: Sequence[Row]) -> list[Notice]:
-    """For each evaluated set that is here: whether some of its problems are trained on."""
+def overlap_notices(recipe: Recipe, rows: Mapping[str, Sequence[Row]]) -> list[Notice]:
+    """For each evaluated set that is here: whether some of its problems are trained on.
+
+    `rows` are those of each stage; of one whose rows its run makes there are none yet.
+    """
     names = [name for name in dict.fromkeys(evaluated_sets(recipe)) if find_set(name) is not None]
-    return [
-        warn_if(
-            counts["contaminated"] > 0,
-            "overlap",
-            f"{counts['contaminated']:,} of the {counts['rows']:,} problems of {name} are in the "
-            "training data",
-            "train on other rows, or evaluate with --decontaminated",
-        )
-        for name, counts in measure_overlaps(rows, names).items()
-    ]
+    known = [row for own in rows.values() for row in own]
+    unknown = ", ".join(stage for stage, own in rows.items() if not own)
+    notices = []
+    for name, counts in measure_overlaps(known, names).items():
+        found = f"{counts['contaminated']:,} of the {counts['rows']:,} problems of {name} are in "
+        if counts["contaminated"] or not unknown:
+            fix = "train on other rows, or evaluate with --decontaminated"
+            doubtful = counts["contaminated"] > 0
+            notices.append(warn_if(doubtful, "overlap", f"{found}the training data", fix))
+        else:
+            message = f"{found}the rows that are known; those of {unknown} are made in the run"
+            notices.append(Notice("overlap", "skipped", message))
+    return notices

@@ -33,7 +33,7 @@ from rl_reasoner.pipeline.difficulty_filter import (
     filter_rows,
     reuse_completions,
 )
-from rl_reasoner.pipeline.inputs import check_filled, read_stage_rows, unfiltered
+from rl_reasoner.pipeline.inputs import check_filled, check_starts, read_stage_rows, unfiltered
 from rl_reasoner.pipeline.lineage import (
     data_in,
     differences,
@@ -223,6 +223,7 @@ class Session:
         Warns of what is doubtful; raises `UserError` for what cannot work.
         """
         todo = [stage for name, stage in self.stages.items() if not self._is_finished(name)]
+        check_starts(self.recipe, todo)
         policy = self._policy(self._start_of(todo[0]) if todo else PolicyRef([*self.stages][-1]))
         # can a prompt be rendered?
         prompt = render("", self.recipe.template, policy.tokenizer, self.recipe.system)

@@ -128,7 +128,7 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
     whole = (tuple, Literal, Mapping)  # their arguments are not alternatives
     kinds = () if get_origin(annotation) in whole else get_args(annotation)
     kinds = kinds or (annotation,)
-    kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
+    kinds = tuple(str if _is_checked_text(kind) else kind for kind in kinds)
     if text is None:
         if bool in kinds or Any in kinds:
             return True
@@ -144,6 +144,10 @@ def _read(flag: str, text: str | None, annotation: Any) -> Any:
         return yaml_value(text, RecipeLoader)[1]
     except yaml.YAMLError as error:
         raise UserError(f"--{flag} {text}: cannot be read as YAML") from error
+
+
+def _is_checked_text(kind: Any) -> bool:
+    return get_origin(kind) is Annotated and get_args(kind)[0] is str
 
 
 def _meant(value: Any, annotation: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rl_reasoner.scoring.outcome import as_score, faulted
 from rl_reasoner.scoring.reward import Reward, name_of, values_of_each
+from rl_reasoner.scoring.waiting import GivenUp
 from rl_reasoner.types import Completion, Fault, Outcome
 
 CONCURRENT = 16
@@ -29,6 +30,12 @@ def _faults() -> tuple[type[BaseException], ...]:
     """
     main = threading.current_thread() is threading.main_thread()
     return (Exception, asyncio.CancelledError) if main else (BaseException,)
+
+
+def _let_through(error: BaseException) -> None:
+    """Raise `error` again where it says that the run is given up: no reward raises that."""
+    if isinstance(error, GivenUp):
+        raise error
 
 
 def one_by_one(fn: Callable[..., Any]) -> bool:
@@ -68,7 +75,8 @@ def _rows(
     if fn.many is not None:
         try:
             values = fn.values_of_all(completions, columns)
-        except _faults():
+        except _faults() as error:
+            _let_through(error)
             started = time.perf_counter()  # the rows one by one say which is at fault
         else:
             yield from _shared([_scored(values[i], fn) for i in range(count)], started)
@@ -83,6 +91,7 @@ def _rows(
                 value = loop.run(_awaited(value))
             outcomes = _of_unit(fn, value, len(unit))
         except _faults() as error:
+            _let_through(error)
             outcomes = [faulted(fn.name, error, fn=fn)] * len(unit)
         found |= zip(unit, _shared(outcomes, started), strict=True)
         started = time.perf_counter()
@@ -117,6 +126,7 @@ async def _gathered(
                     value = await fn.given(unit, completions, columns)
                 outcomes = _of_unit(fn, value, len(unit))
             except _faults() as error:
+                _let_through(error)
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                     raise  # Ctrl-C
@@ -146,6 +156,7 @@ def _batch(
             values = [*values]  # a generator's code runs only now
         outcomes = _of_unit(fn, values, count)
     except _faults() as error:
+        _let_through(error)
         outcomes = [faulted(name_of(fn), error, fn=fn)] * count
     yield from _shared(outcomes, started)
 
@@ -160,6 +171,7 @@ def _scored(value: object, fn: Callable[..., Any]) -> Outcome:
     try:
         return as_score(value, name_of(fn))
     except _faults() as error:  # an object's own __float__ may raise anything
+        _let_through(error)
         return faulted(name_of(fn), error, "value", fn)
 
 

@@ -133,13 +133,12 @@ def _bytes(text: str) -> bytes:
 
 
 def _place_of_object(target: Any) -> dict[str, str] | None:
-    """The same for an object, a partial, a method or a closure that a rewards' file has by a name.
+    """The same for an object or a partial of a file that rewards were loaded from.
 
     Elsewhere it is copied, with what the script has set on it.
     """
-    made: Any = getattr(target, "func", None) or getattr(target, "__func__", target)
-    code = made if hasattr(made, "__globals__") else type(made).__call__
-    around = getattr(code, "__globals__", {})  # a later load may have taken its module's place
+    made: Any = getattr(target, "func", None) or type(target).__call__
+    around = getattr(made, "__globals__", {})  # a later load may have taken its module's place
     spaces = [around, *(getattr(m, "__dict__", {}) for m in [*sys.modules.values()])]
     for space in [one for one in spaces if str(one.get("__name__")).startswith(FILE_MODULE)]:
         own = [n for n, v in space.items() if (v.fn if isinstance(v, Reward) else v) is target]
@@ -149,9 +148,7 @@ def _place_of_object(target: Any) -> dict[str, str] | None:
 
 
 def _in_file(space: Mapping[str, Any], name: str) -> dict[str, str]:
-    """The same for `name` in the file, or text, whose globals are `space`, and the file's hash."""
-    if TEXT in space:
-        return {"text": space[TEXT], "name": name}
+    """The same for `name` in the file whose globals are `space`, and the file's hash."""
     file = str(space.get("__file__"))
     code = {"code": space[CODE]} if CODE in space else {}
     return {"module": file, "name": name, "folder": str(Path(file).parent), **code}
@@ -176,9 +173,9 @@ def _place(target: Any, many: Any) -> dict[str, str] | None:
     module = str(getattr(target, "__module__", None))
     if not hasattr(target, "__qualname__"):
         return _place_of_object(target)
-    own = module.startswith(FILE_MODULE)
     if "<" in name or module in ("__main__", "__mp_main__"):
-        return _place_of_object(target) if own else None
+        return None
+    own = module.startswith(FILE_MODULE)
     space = vars(sys.modules.get(module, object))
     if own:  # another file may have taken its place in sys.modules
         space = getattr(inspect.unwrap(target), "__globals__", space)
@@ -187,11 +184,11 @@ def _place(target: Any, many: Any) -> dict[str, str] | None:
     for part in rest:
         there = getattr(there, part, None)
     if there is not target and getattr(there, "fn", None) is not target:
-        return _place_of_object(target) if own else None
+        return None
     if many is not None and getattr(there, "many", None) is not many:
         return None
     if TEXT in space:
-        return _in_file(space, name)
+        return {"text": space[TEXT], "name": name}
     file = space.get("__file__")
     if not own:
         spec = space.get("__spec__")

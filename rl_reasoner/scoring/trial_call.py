@@ -12,6 +12,7 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rl_reasoner.errors import UserError
@@ -25,6 +26,7 @@ _WRITTEN = (
     "<think>\nFirst I read the problem, then I solve it.\n</think>\n<answer>{answer}</answer>\n"
     "So the answer is \\boxed{{{answer}}}.\n#### {answer}"
 )
+_READS = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE")
 _NOTHING_FOUND = re.compile(
     r": (?:\w+: 'NoneType' object |IndexError: |JSONDecodeError: "
     r"|ValueError: (?:substring not found|not enough values to unpack))"
@@ -86,12 +88,13 @@ def column_not_given(fn: Callable[..., Any], columns: Iterable[str]) -> str:
 
 def _catch_all_that_is_read(fn: Callable[..., Any]) -> str:
     """The name of the `**kwargs` that `fn` reads; empty where it has none, or leaves it alone."""
-    code = getattr(inspect.unwrap(fn), "__code__", None)
+    bare = inspect.unwrap(fn.func if isinstance(fn, partial) else fn)
+    code = getattr(bare, "__code__", None) or getattr(type(bare).__call__, "__code__", None)
     if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
         return ""
     before = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
     name = str(code.co_varnames[before])
-    read = (i.argval for i in dis.get_instructions(code))
+    read = (i.argval for i in dis.get_instructions(code) if i.opname.startswith(_READS))
     return name if any(name == one or (type(one) is tuple and name in one) for one in read) else ""
 
 

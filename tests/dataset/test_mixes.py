@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_reasoner.dataset.levels import levels_of
-from rl_reasoner.dataset.rows import check_source, load_rows
+from rl_reasoner.dataset.rows import check_trained_on, load_rows
 from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.data import FileData, MixData
 
@@ -95,6 +95,9 @@ def test_one_problem_under_two_templates_is_two_questions(tmp_path: Path) -> Non
 def test_one_number_written_in_two_ways_is_one_answer(tmp_path: Path) -> None:
     rows = '{"problem": "1+1", "answer": 2}\n{"problem": "1+1", "answer": 2.0}\n'
     assert len(load_rows(FileData(path=written(tmp_path, "one.jsonl", rows)))) == 2
+    other = rows.replace("2.0", '"2 m"')
+    with pytest.raises(UserError, match="a different answer"):
+        load_rows(FileData(path=written(tmp_path, "other.jsonl", other)))
 
 
 @given(
@@ -111,8 +114,10 @@ def test_the_number_of_rows_of_a_mix_stays(counts: list[int], shares: list[float
 
 def test_a_name_that_stands_for_a_test_set_is_none_to_train_on() -> None:
     with pytest.raises(UserError, match=r"stands for modular_test\.jsonl.*\{task: modular\}"):
-        check_source(FileData(path="modular"))
-    check_source(FileData(path="modular_test"))  # whoever names it, means it
+        check_trained_on(FileData(path="modular"))
+    with pytest.raises(UserError, match="stands for"):
+        check_trained_on(MixData.model_validate({"mix": [{"stage": "s"}, {"path": "modular"}]}))
+    check_trained_on(FileData(path="modular_test"))  # whoever names it, means it
 
 
 def test_a_problem_with_another_answer_in_another_file_of_the_mix_is_told(

@@ -118,6 +118,10 @@ def test_a_change_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> No
     with pytest.raises(UserError, match="nowhere"):
         train(recipe(tmp_path, sft(policy="nowhere")), resume=tmp_path / "run", quiet=True)
     assert files() == done
+    later = (sft(steps=2), sft(name="more", steps=1, policy="nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        train(recipe(tmp_path, *later), resume=tmp_path / "run", quiet=True)
+    assert files() == done
     train(recipe(tmp_path, sft()), resume=tmp_path / "run", quiet=True)
     assert (tmp_path / "run/old/1/recipe.yaml").is_file()
 

@@ -56,6 +56,8 @@ def test_a_template_is_a_text_wherever_it_stands() -> None:
     made = load_recipe("mbpp_qwen_coder", flags)
     assert made.data and made.data.template == own
     assert made.evals.overrides["mbpp"].template == own
+    short = load_recipe("mbpp_qwen_coder", ["--evals.max_tokens", "1e2"])
+    assert short.evals.max_tokens == 100
 
 
 def test_every_stage_of_a_shipped_recipe_hears_it() -> None:

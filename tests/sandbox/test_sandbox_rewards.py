@@ -33,6 +33,7 @@ DEEP = "def f():\n    '''\n    ```\n    '''"
 TABS = DEEP.replace("    ", "\t")
 SEE = 'def f():\n    """see ```\n    """\n    b'
 F = "def f(n):\n    return n\n"
+LISTED = F + '    """\n    - n: int\n\n        ```\n        f(1)\n        ```\n    """'
 
 
 def fenced(program: str, language: str = "python") -> str:
@@ -92,6 +93,11 @@ def fenced(program: str, language: str = "python") -> str:
             f'{F}\n    """\n    ```\n    f(1)\n    ```\n    """',
             "any",
             f'{F}\n    """\n    ```\n    f(1)\n    ```\n    """',
+        ),
+        (
+            f'{F}\n    """\n    - n: int\n\n        ```\n        f(1)\n        ```\n    """',
+            "any",
+            f'{F}\n    """\n    - n: int\n\n        ```\n        f(1)\n        ```\n    """',
         ),
         ("```text\na\n```", "any", None),
         ("<think>x</think><answer>a</answer>", "whole", "a"),

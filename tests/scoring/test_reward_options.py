@@ -318,8 +318,15 @@ def mild(completion: str, answer: str = Column(""), most: int = 3) -> float:
 def takes(completion: str, *rest: str, most: int = 3, **others) -> float:
     return float(others.get("answer", "") in completion)
 
+class Made:
+    def __call__(self, completion: str, **others) -> float:
+        return float(others.get("answer", "") in completion)
+
+made = reward(Made())
+
 @reward
 def leaves(completion: str, **others) -> float:
+    del others
     return float("4" in completion)
 """
 
@@ -337,6 +344,7 @@ def test_an_option_that_is_called_like_a_column_is_told(
         ("shy", {"answer": "744"}, ""),
         ("mild", {}, ""),
         ("takes", {}, takes),
+        ("made", {}, "is given no columns in **others"),
         ("leaves", {}, ""),
     ):
         spec = {f"{tmp_path}/own.py:{name}": {"weight": 1.0, "options": options}}

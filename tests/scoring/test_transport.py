@@ -420,28 +420,11 @@ def test_an_object_may_be_a_reward_and_an_exit_is_told_by_its_code(tmp_path: Pat
     assert bad.message.endswith("its process ended (exit code 3)")
 
 
-def test_what_a_file_has_made_by_calls_is_found_by_its_name_there(tmp_path: Path) -> None:
-    """A lock in a closure cannot be copied, a method has no name of its own in the module."""
+def test_a_cached_function_of_a_file_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text(
         textwrap.dedent("""
-            import functools, threading
+            import functools
             from rl_reasoner import reward
-
-            class Scorer:
-                def __init__(self, weight):
-                    self.weight, self.lock = weight, threading.Lock()
-                def score(self, completion):
-                    with self.lock:
-                        return self.weight * len(completion)
-
-            def locked(weight):
-                scorer = Scorer(weight)
-                @reward
-                def inside(completion):
-                    return scorer.score(completion)
-                return inside
-
-            method, closure = reward(Scorer(0.5).score), locked(2.0)
 
             @reward
             @functools.lru_cache
@@ -449,8 +432,7 @@ def test_what_a_file_has_made_by_calls_is_found_by_its_name_there(tmp_path: Path
                 return 3.0 * len(completion)
         """)
     )
-    for name, value in (("method", 1.0), ("closure", 4.0), ("cached", 6.0)):
-        fn = load_reward(f"{tmp_path / 'made.py'}:{name}")
-        packed = pack_reward(fn)
-        assert isinstance(packed, dict) and packed["name"] == name and "module" in packed
-        assert shown(score_batch(fn, ["aa"], {}, QUICK)) == [value]
+    fn = load_reward(f"{tmp_path / 'made.py'}:cached")
+    packed = pack_reward(fn)
+    assert isinstance(packed, dict) and packed["name"] == "cached" and "module" in packed
+    assert shown(score_batch(fn, ["aa"], {}, QUICK)) == [6.0]
