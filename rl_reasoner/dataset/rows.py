@@ -102,7 +102,7 @@ def check_trained_on(data: AnyData) -> None:
         if isinstance(source, FileData) and file and file.stem == f"{source.path}_test":
             task = f"{{task: {source.path}}}, or " if source.path in TASKS else ""
             raise UserError(
-                f"{source.path} stands for {file.name}, rows to evaluate on: train on "
+                f"{source.path} means {file.name}, rows to evaluate on: train on "
                 f"{task}a file of other rows; or name that file itself"
             )
 

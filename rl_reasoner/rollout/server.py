@@ -29,7 +29,7 @@ _Key = TypeVar("_Key")
 _RETRIES = 8
 _TIMEOUT_S = 600.0
 _KEPT = "What arrived is kept: the same command continues from there"
-_NOTHING_KEPT = "Nothing is kept without the cache: the same command begins anew"
+_NOTHING_KEPT = "Nothing is kept without the cache: the same command starts over"
 CONNECTIONS = {"max_keepalive_connections": 0}
 """`httpx.Limits` of a client: each try has a connection of its own. A server ends a connection that
 looks idle for some seconds (uvicorn, and so vLLM: five); one that is busy sees the next question on

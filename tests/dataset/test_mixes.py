@@ -113,9 +113,9 @@ def test_the_number_of_rows_of_a_mix_stays(counts: list[int], shares: list[float
 
 
 def test_a_name_that_stands_for_a_test_set_is_none_to_train_on() -> None:
-    with pytest.raises(UserError, match=r"stands for modular_test\.jsonl.*\{task: modular\}"):
+    with pytest.raises(UserError, match=r"means modular_test\.jsonl.*\{task: modular\}"):
         check_trained_on(FileData(path="modular"))
-    with pytest.raises(UserError, match="stands for"):
+    with pytest.raises(UserError, match="means modular_test"):
         check_trained_on(MixData.model_validate({"mix": [{"stage": "s"}, {"path": "modular"}]}))
     check_trained_on(FileData(path="modular_test"))  # whoever names it, means it
 
