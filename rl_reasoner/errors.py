@@ -54,6 +54,14 @@ def check_one_of(kind: str, value: object, known: Iterable[str]) -> None:
         raise unknown(kind, value, names)
 
 
+def error_text(error: BaseException) -> str:
+    """The text of an exception of a user's code, whose `__str__` may raise."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be shown)"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text: libraries append advice that is not for our users."""
     return str(error).strip().partition("\n")[0]

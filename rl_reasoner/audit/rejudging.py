@@ -325,7 +325,7 @@ def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[Au
     if not file.is_file():
         return
     rows = [row for rows in prepared.rows.values() for row in rows]
-    names = list(dict.fromkeys(evaluated_sets(recipe)))
+    names = evaluated_sets(recipe)
     moved = moved_sets(run)
     if tested := moved & {*names}:
         said = f"{file.name}: {', '.join(sorted(tested))}, which is other in this version"

@@ -98,8 +98,10 @@ def check_source(data: AnyData) -> None:
 def check_trained_on(data: AnyData) -> None:
     """Raise `UserError` where `data` names NAME and means NAME_test.jsonl: that is evaluated."""
     for source in data_sources(data):
-        file = find_set(source.path) if isinstance(source, FileData) else None
-        if isinstance(source, FileData) and file and file.stem == f"{source.path}_test":
+        if not isinstance(source, FileData):
+            continue
+        file = find_set(source.path)
+        if file is not None and file.stem == f"{source.path}_test":
             task = f"{{task: {source.path}}}, or " if source.path in TASKS else ""
             raise UserError(
                 f"{source.path} means {file.name}, rows to evaluate on: train on "

@@ -159,13 +159,14 @@ def reward_files(recipe: Recipe) -> dict[str, Path]:
 
 
 def evaluated_sets(recipe: Recipe) -> list[str]:
-    """The sets that a run is evaluated on, at its ends and while it trains."""
-    return [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
+    """The sets that a run is evaluated on, at its ends and while it trains, each once."""
+    sets = [*recipe.evals.sets, *filter(None, [recipe.evals.validation])]
+    return list(dict.fromkeys(sets))
 
 
 def find_overlaps(run: RunFolder, recipe: Recipe, rows: Sequence[Row], note: Note) -> None:
     """Warn, once a run, of evaluated problems that are trained on; write down which."""
-    file, names = run.path / "contamination.json", list(dict.fromkeys(evaluated_sets(recipe)))
+    file, names = run.path / "contamination.json", evaluated_sets(recipe)
     if not names or file.is_file():
         return
     shared = measure_overlaps(rows, names)
@@ -179,7 +180,7 @@ def overlap_notices(recipe: Recipe, rows: Mapping[str, Sequence[Row]]) -> list[N
 
     `rows` are those of each stage; of one whose rows its run makes there are none yet.
     """
-    names = [name for name in dict.fromkeys(evaluated_sets(recipe)) if find_set(name) is not None]
+    names = [name for name in evaluated_sets(recipe) if find_set(name) is not None]
     known = [row for own in rows.values() for row in own]
     unknown = ", ".join(stage for stage, own in rows.items() if not own)
     notices = []

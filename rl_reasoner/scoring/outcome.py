@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+from rl_reasoner.errors import error_text
 from rl_reasoner.scoring.fault_places import location_of
 from rl_reasoner.types import Fault, Outcome, Score
 
@@ -37,11 +38,8 @@ def faulted(
     fn: Callable[..., Any] | None = None,
 ) -> Fault:
     """The fault for an exception of the reward `name`, with its place in the user's code."""
-    try:
-        said = str(error)
-    except Exception:
-        said = "(its message cannot be shown)"
-    return Fault(f"reward {name!r}: {type(error).__name__}: {said}{location_of(error, fn)}", kind)
+    said = f"{type(error).__name__}: {error_text(error)}"
+    return Fault(f"reward {name!r}: {said}{location_of(error, fn)}", kind)
 
 
 def usable(outcome: Outcome) -> float:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticUndefined
 
-from rl_reasoner.errors import UserError
+from rl_reasoner.errors import UserError, error_text
 
 ToolOutcome = Literal["ok", "malformed", "failed", "timeout", "died", "cut"]
 """How a call ended: as it should; it could not be read, or its arguments do not fit; the tool
@@ -171,10 +171,7 @@ def _plain_numbers(value: Any) -> Any:
 
 def failure(name: str, error: BaseException) -> str:
     """What the policy is told of an exception of the tool `name`."""
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be shown)"
+    message = error_text(error)
     if len(message) > _MOST_MESSAGE:
         message = f"{message[:_MOST_MESSAGE]}…"
     return f"{name} failed: {type(error).__name__}{': ' if message else ''}{message}"
