@@ -79,7 +79,7 @@ Reinforcement-learning fine-tuning for reasoning.
 
 Try:
   rl-reasoner train quickstart       two CPU cores, about two minutes
-  rl-reasoner check quickstart       will it learn, and how long will it take?
+  rl-reasoner check quickstart       what would spoil it, before it trains
   rl-reasoner list                   recipes, rewards, sets
 
 Verbs (rl-reasoner VERB --help shows the flags of one):
