@@ -19,37 +19,39 @@ from rl_reasoner import EvalResult, compare
 from rl_reasoner.cli.compare import comparison_table
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.comparison import counterparts
-from rl_reasoner.evaluation.metrics import compute_figures
 
-# what a row has of each of its completions
-OF_COMPLETIONS = ("completions", "scores", "lenient", "reasons", "outcomes", "tokens", "truncated")
+MARKS = ("scores", "lenient")  # of a row's completions: what `compare` counts
+NOT_JOINED = ("completions", "reasons")  # what it would show of a problem
 
 
 def joined(files: Sequence[Path]) -> EvalResult:
     """One result of them all, with the sets that the first of them has."""
     first, *others = [EvalResult.load(file) for file in files]
     rows = {
-        name: [*_together(name, [each.rows.get(name, []) for each in (first, *others)], files)]
+        name: _together(name, [each.rows.get(name, []) for each in (first, *others)], files)
         for name in first.rows
     }
-    sets = {name: compute_figures(those) for name, those in rows.items()}
-    return EvalResult(first.policy, rows=rows, sets=sets)
+    return EvalResult(first.policy, rows=rows)
 
 
 def _together(
     name: str, sides: Sequence[list[dict[str, Any]]], files: Sequence[Path]
 ) -> list[dict[str, Any]]:
-    """The first side's rows, each with the completions of its counterparts in the others."""
+    """The first side's rows, each with the marks of its counterparts in the others."""
     first, *others = sides
-    together = [dict(row) for row in first]
+    found = [[row] for row in first]
     for rows, file in zip(others, files[1:], strict=True):
-        places = counterparts(first, rows)
-        found = [rows[place] for place in places if place is not None]
-        if not len(first) == len(rows) == len(found):
+        places = [place for place in counterparts(first, rows) if place is not None]
+        if not len(first) == len(rows) == len(places):
             raise UserError(f"{file}: other problems of {name} than {files[0]} has")
-        for row, other in zip(together, found, strict=True):
-            row |= {key: [*row[key], *other[key]] for key in OF_COMPLETIONS if key in row}
-    return together
+        for mine, place in zip(found, places, strict=True):
+            mine.append(rows[place])
+    marks = [mark for mark in MARKS if all(mark in row for mine in found for row in mine)]
+    return [
+        {key: value for key, value in mine[0].items() if key not in (*MARKS, *NOT_JOINED)}
+        | {mark: [value for row in mine for value in row[mark]] for mark in marks}
+        for mine in found
+    ]
 
 
 def compared(before: EvalResult, after: EvalResult) -> dict[str, dict[str, Any]]:
