@@ -132,7 +132,8 @@ FALLS_BACK: Mapping[str, tuple[str, ...]] = {
         "vllm_max_model_length",
         "vllm_tensor_parallel_size",
     ),
-    'trl\'s sampling: "tools, environments or a rollout function"': (
+    "trl's loop of turns; with environments, trl's sampling as well: "
+    '"tools, environments or a rollout function"': (
         "max_tool_calling_iterations",
     ),
 }

@@ -29,7 +29,7 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(\w+)[^<]{0,80}(?:<\|constrain\|>\w+)?<\|message\|>"
+    r"(?:<\|start\|>assistant)?<\|channel\|>(\w++)[^<]{0,80}+(?:<\|constrain\|>\w++)?<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|`[^`\n]*+`?|“[^”\n]*+”?')

@@ -164,6 +164,19 @@ def test_the_same_by_a_vllm_server_after_kill_9(room: Path) -> None:
     assert any("<output>\n" in row["completion"] for row in called)
 
 
+def test_dynamic_sampling_goes_with_the_tools_of_a_recipe(room: Path, cli: Cli) -> None:
+    sft, grpo = RECIPE["stages"]
+    stages = [sft, {**grpo, "loss": {"algorithm": "dapo"}}]
+    (room / "calls.yaml").write_text(yaml.safe_dump({**RECIPE, "stages": stages}))
+    ended = cli("train", "calls.yaml", "--run.folder", "run")
+    assert ended.code == 0, ended.err
+    steps = rows(room / "run" / "stages" / "2-grpo" / "metrics.jsonl")
+    assert len(steps) == 4 and sum(step["dynamic_sampling/refills"] for step in steps) > 0
+    assert sum(step["tools/call_frequency"] for step in steps) > 0
+    for number in range(1, 5):  # a batch keeps its shape: two groups of four
+        assert sum(row["step"] == number for row in rollouts(room / "run")) == 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
