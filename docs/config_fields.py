@@ -133,9 +133,7 @@ FALLS_BACK: Mapping[str, tuple[str, ...]] = {
         "vllm_tensor_parallel_size",
     ),
     "trl's loop of turns; with environments, trl's sampling as well: "
-    '"tools, environments or a rollout function"': (
-        "max_tool_calling_iterations",
-    ),
+    '"tools, environments or a rollout function"': ("max_tool_calling_iterations",),
 }
 """What trl does itself then, and the words that the log has once for it."""
 
