@@ -207,6 +207,8 @@ GOLDS = [
 
 
 MORE_RIGHT = [
+    ("The answer is 5 if x is even.", "5"), ("The answer is 5 if x is even and 5 if odd.", "5"),
+    ("The answer is 12 if you count 4 bags and 3 boxes.", "12"),
     (r"\boxed{5 million}", "5000000"), (r"\boxed{3万}", "30000"),
     (r"\boxed{2x=6 \Rightarrow x=3}", "3"), (r"\boxed{2x = 6 \implies x = 3}", "3"),
     (r"\boxed{C_{10}^{3}}", "120"), (r"\boxed{\mathrm{C}_{10}^{3}}", "120"),
@@ -292,6 +294,9 @@ MORE_WRONG = [
     (r"$\boxed{3}$, or perhaps it is $\boxed{4}$", "4"),
     (r"The answer is $\boxed{3}$ or the answer is $\boxed{4}$.", "4"),
     ("The answer is Mr. Smith.", "Mr. Watson"),
+    ("The answer is 5 if x is even and 6 if x is odd.", "5"),
+    ("The answer is 5 if x is even and 6 if x is odd.", "6"),
+    ("<answer>5 when x is even, and $6$ otherwise</answer>", "5"),
 ]  # fmt: skip
 
 

@@ -61,6 +61,12 @@ _CORRECTED = re.compile(
     re.IGNORECASE,
 )
 """A second value that takes the first one back: "wait, 6"; a question does not."""
+_CASES = re.compile(
+    r"^\W*(?:if|when)\b.*?\s(?:and|but|or)\s+(?:it'?s\s+|it is\s+)?[$*({]*"
+    r"([-−]?\d[\d.,/]*+)[$*)}]*,?\s+(?:if|when|otherwise)\b",
+    re.IGNORECASE,
+)
+"""A second value for another case: "if x is even and 6 if x is odd"."""
 _OPINION = re.compile(
     r"(?<=[^\s,]),?\s+I(?: am|'m)? (?:think|believe|suppose|sure|certain)\W*$", re.IGNORECASE
 )
@@ -137,7 +143,8 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         taken_back = corrected(head, whole[cut.start() :])
         if taken_back:
             return taken_back
-        doubted = _another(head, _DOUBTED.search(whole[cut.start() :]))
+        behind = whole[cut.start() :]
+        doubted = _another(head, _DOUBTED.search(behind) or _CASES.match(behind))
         if doubted:
             return (f"{head} or {doubted}",)
         if readable(head) or choice(head) is not None:
