@@ -7,9 +7,10 @@
 
 3,200 completions for rows of MBPP's train split (CC BY 4.0), of which the first assertion is shown;
 a completion earns 1 when its last Python block passes all three. Its test split is evaluated before
-and after, and HumanEval, which no setting was chosen on. The system prompt asks for the function
-alone: without it the model explains, in three times the tokens, and tests its own function, wrongly
-at times (recipes/README.md). Adapter, rate and batch are those of `tool_qwen_coder`.
+and after, and HumanEval, by which the 512 tokens were chosen. The system prompt asks for the
+function alone: without it the model explains, in three times the tokens, and tests its own
+function, wrongly at times (recipes/README.md). Adapter, rate and batch
+are those of `tool_qwen_coder`.
 """
 
 from rl_reasoner import Recipe
