@@ -9,8 +9,8 @@
 a completion earns 1 when its last Python block passes all three. Its test split is evaluated before
 and after, and HumanEval, by which the 512 tokens were chosen. The system prompt asks for the
 function alone: without it the model explains, in three times the tokens, and tests its own
-function, wrongly at times (recipes/README.md). Adapter, rate and batch
-are those of `tool_qwen_coder`.
+function, wrongly at times (recipes/README.md). Adapter, rate and batch are those of
+`tool_qwen_coder`.
 """
 
 from rl_reasoner import Recipe

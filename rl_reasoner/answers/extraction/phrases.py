@@ -137,13 +137,13 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
     cut = _REMARK.search(whole, 1)
     while cut is not None and len(readings) < 4:
         head = whole[: cut.start()].rstrip(" ,*_:")
-        if _HEDGE.match(whole[cut.start() :]) and re.search(r"\d", whole[cut.start() :]):
-            second = _HEDGE.sub(" or ", whole[cut.start() :], count=1)
+        behind = whole[cut.start() :]
+        if _HEDGE.match(behind) and re.search(r"\d", behind):
+            second = _HEDGE.sub(" or ", behind, count=1)
             return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
-        taken_back = corrected(head, whole[cut.start() :])
+        taken_back = corrected(head, behind)
         if taken_back:
             return taken_back
-        behind = whole[cut.start() :]
         doubted = _another(head, _DOUBTED.search(behind) or _CASES.match(behind))
         if doubted:
             return (f"{head} or {doubted}",)
