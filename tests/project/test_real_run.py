@@ -14,6 +14,9 @@ import pytest
 from rl_reasoner.policy.scratch import scratch_policy
 from support.places import ROOT
 
+sys.path.insert(0, str(ROOT / "benchmarks" / "real"))
+from killed import differences
+
 CHAT = "{% for m in messages %}<think>{{ m['content'] }}</think>{% endfor %}"
 TINY = [
     *("--form.steps", "2", "--form.batch", "4", "--steps", "6", "--save_every", "1"),
@@ -96,6 +99,45 @@ def test_a_killed_run_goes_on_and_its_results_are_written(
     assert subprocess.run(command, capture_output=True).returncode == 0
     again = json.loads(out.read_text())
     assert again == told and out.stat().st_mtime_ns > began, "a finished run is only read"
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_a_step_is_held_against_the_unbroken_one(
+    command: list[str], tmp_path: Path
+) -> None:
+    places = [*command[command.index("--model") :]]
+    at = places.index("--runs")
+    del places[at : at + 4]  # where its runs and results go is said below
+    out = tmp_path / "killed.json"
+    script = str(ROOT / "benchmarks" / "real" / "killed.py")
+    killed = [sys.executable, script, "word_problems_moe", "--at", "4"]
+    killed += ["--runs", str(tmp_path / "runs"), "--out", str(out), *places, *TINY]
+    done = subprocess.run(killed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no difference" in done.stdout
+    told = json.loads(out.read_text())
+    assert told["steps"] == 6 and told["killed_in_step"] == 4 and told["differences"] == []
+    assert all(file["unbroken"] == file["broken"] for file in told["weights"].values())
+    name = "word_problems_moe-0"
+    pieces = {
+        kind: json.loads((tmp_path / "runs" / kind / f"{name}.json").read_text())["killed_pieces"]
+        for kind in ("unbroken", "broken")
+    }
+    assert pieces == {"unbroken": 0, "broken": 1}
+    whole, broken = (tmp_path / "runs" / kind / name for kind in pieces)
+    spoiled = [
+        "policy/model.safetensors",
+        "stages/2-grpo/checkpoints/checkpoint-6/optimizer.pt",
+        "stages/2-grpo/metrics.jsonl",
+        "evals/after.rows.jsonl",
+    ]
+    for file in spoiled:
+        body = bytearray((broken / file).read_bytes())
+        body[-3] ^= 1
+        (broken / file).write_bytes(body)
+    found = [line.split(":")[0] for line in differences(whole, broken)]
+    assert found == spoiled
 
 
 @pytest.mark.slow
