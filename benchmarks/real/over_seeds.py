@@ -1,8 +1,11 @@
 """What several seeds of one setting changed together: their evaluations before and after, joined.
 
-    python benchmarks/real/over_seeds.py --before runs/real/RUN-{4,5}/evals/before.json \\
-        --after runs/real/RUN-{4,5}/evals/after.json
+    cd benchmarks/real/results
+    python ../over_seeds.py --before mbpp_qwen_coder-{4,5}.json --after mbpp_qwen_coder-{4,5}.json
 
+A file is one of run.py's results, of which the evaluation `before` or `after` is taken, or another
+that stands behind an @, as in `mbpp_qwen_coder-5.json@form_only`; they have strict marks alone. Or
+it is a saved evaluation of a run, as `runs/real/RUN-4/evals/before.json`, with lenient marks too.
 The seeds' completions of a problem count as so many completions of it, and the two sides are
 compared problem by problem, as `rl-reasoner compare` does. So the difference is the mean of the
 seeds', and the interval is over problems: it tells what these policies have come to, not how far
@@ -19,14 +22,34 @@ from rl_reasoner import EvalResult, compare
 from rl_reasoner.cli.compare import comparison_table
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.comparison import counterparts
+from rl_reasoner.foreign import json_object
 
 MARKS = ("scores", "lenient")  # of a row's completions: what `compare` counts
 NOT_JOINED = ("completions", "reasons")  # what it would show of a problem
 
 
-def joined(files: Sequence[Path]) -> EvalResult:
+def opened(file: Path, side: str) -> EvalResult:
+    """A saved evaluation, or one in a file of run.py's results. Raises `UserError` if neither."""
+    place, _, name = str(file).partition("@")
+    told = json_object(Path(place)) if Path(place).is_file() else {}
+    if "evals" not in told:
+        return EvalResult.load(file)
+    if "right_per_problem" not in told:
+        raise UserError(f"{place} is of an earlier version: without what was right of each problem")
+    kept, name = told["right_per_problem"], name or side
+    if name not in kept:
+        raise UserError(f"{place} has no evaluation {name!r}: it has {', '.join(sorted(kept))}")
+    rows = {}
+    for on, counts in kept[name].items():
+        samples = told["evals"]["before"][on]["samples"]
+        marks = [[1.0] * right + [0.0] * (samples - right) for right in map(int, counts.split())]
+        rows[on] = [{"problem": str(i), "scores": scores} for i, scores in enumerate(marks)]
+    return EvalResult(place, rows=rows)
+
+
+def joined(files: Sequence[Path], side: str) -> EvalResult:
     """One result of them all, with the sets that the first of them has."""
-    first, *others = [EvalResult.load(file) for file in files]
+    first, *others = [opened(file, side) for file in files]
     rows = {
         name: _together(name, [each.rows.get(name, []) for each in (first, *others)], files)
         for name in first.rows
@@ -70,7 +93,9 @@ def main() -> None:
         parser.add_argument(f"--{side}", type=Path, nargs="+", required=True, help=words)
     asked = parser.parse_args()
     try:
-        print(comparison_table(compared(joined(asked.before), joined(asked.after))))
+        print(
+            comparison_table(compared(joined(asked.before, "before"), joined(asked.after, "after")))
+        )
     except UserError as error:
         sys.exit(str(error))
 
