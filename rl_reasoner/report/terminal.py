@@ -57,7 +57,7 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass
 class _Stage:
-    """One stage as it runs. `anchor` is the (time, step) of its first update, for the time left."""
+    """One stage as it runs. `marks` are the (time, step) of its updates, for the time left."""
 
     name: str
     index: int
@@ -65,7 +65,7 @@ class _Stage:
     total: int
     started: float
     step: int = 0
-    anchor: tuple[float, int] | None = None
+    marks: list[tuple[float, int]] = field(default_factory=list)
     latest: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)  # by name of the metric
     faults: float = 0
@@ -76,10 +76,14 @@ class _Stage:
         return f"{self.index}/{self.of} {printable(self.name)}"
 
     def left(self, now: float) -> str:
-        """The time left as text, from the steps since the first update; "–" while unknown."""
-        if self.anchor is None or self.step <= self.anchor[1]:
+        """The time left as text, from the later half of the updates so far; "–" while unknown.
+
+        The later half, since completions become shorter or longer as a policy learns.
+        """
+        if len(self.marks) < 2:
             return "–"
-        each = (now - self.anchor[0]) / (self.step - self.anchor[1])
+        began, since = self.marks[(len(self.marks) - 1) // 2]
+        each = (now - began) / (self.step - since)
         return duration(each * max(0, self.total - self.step))
 
     def take(self, numbers: Mapping[str, float]) -> None:
@@ -164,7 +168,8 @@ class LiveView:
             return
         now = self._clock()
         stage.step = step
-        stage.anchor = stage.anchor or (now, step)
+        if not stage.marks or step > stage.marks[-1][1]:  # an evaluation is of the same step
+            stage.marks.append((now, step))
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
         stage.take(numbers)
         if self._live is None and now - self._line_at >= SECONDS_BETWEEN_LINES:

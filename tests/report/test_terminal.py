@@ -61,6 +61,18 @@ def test_time_left_is_measured_from_the_first_update_of_a_resumed_stage() -> Non
     assert second.endswith("left 12.0 s")
 
 
+def test_time_left_goes_by_the_later_half_of_the_steps() -> None:
+    live, out, clock = view()
+    with live:
+        live.start_stage("grpo", 1, 1, 20)
+        for step, seconds in enumerate([100, 100, 100, 10, 10, 10, 10], 1):
+            clock.now += seconds
+            live.update({}, step)
+            live.update({"eval/modular_test/accuracy": 0.5}, step)
+        live.finish_stage()
+    assert "left 2 min 10 s" in out.getvalue(), "13 steps of 10 s"
+
+
 def test_accuracy_stays_until_the_next_evaluation() -> None:
     live, out, clock = view()
     with live:
