@@ -8,7 +8,8 @@ of its last stage, and the same command continues it. Then the two are held agai
 byte by byte the policy, the weights, optimizer and random state of the checkpoints, and the
 completions and scores of the evaluations; row by row the metrics (without times) and rollouts.
 results/killed.json has the weights' hashes and what differs.
-Given again, it goes on where it was stopped. Exit codes: 0 equal, 1 not, or a command's own.
+Given again after the kill, it goes on where it was stopped. Exit codes: 0 equal, 1 not, 2 not
+killed as asked, or a command's own.
 """
 
 import argparse
@@ -31,7 +32,7 @@ _SAVED = "stages/*/checkpoints/*"
 _STATES = ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
-class Different(Exception):
+class NotCut(Exception):
     """The kill did not come where it was asked for; the message says what happened."""
 
 
@@ -42,12 +43,17 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill_in_step(command: Sequence[str], folder: Path, at: int) -> None:
-    """Run the command until half of step `at` is over, as long as the one before; then signal 9."""
+    """Run the command until half of step `at` is over, as long as the one before; then signal 9.
+
+    Raises `NotCut`.
+    """
+    if folder.exists():
+        raise NotCut(f"{folder} was stopped before the kill: remove it, and begin again")
     running = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         while len(made := steps_of(folder)) < at - 1:
             if running.poll() is not None:
-                raise Different(f"the run ended (code {running.returncode}) before step {at}")
+                raise NotCut(f"the run ended (code {running.returncode}) before step {at}")
             time.sleep(0.05)
         time.sleep(float(made[-1]["step_time"]) / 2)
     finally:
@@ -55,7 +61,7 @@ def kill_in_step(command: Sequence[str], folder: Path, at: int) -> None:
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     if len(made := steps_of(folder)) != at - 1 or running.returncode != -signal.SIGKILL:
-        raise Different(f"step {at} was not cut: {len(made)} steps are there")
+        raise NotCut(f"step {at} was not cut: {len(made)} steps are there")
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
@@ -141,9 +147,9 @@ def main() -> int:
             write_json(cut, {"step": asked.at})
         for command in (commands["broken"], commands["unbroken"]):
             subprocess.run(command, cwd=ROOT, check=True)
-    except Different as error:
+    except NotCut as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
     except KeyboardInterrupt:
