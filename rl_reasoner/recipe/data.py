@@ -5,7 +5,7 @@ holds several. `dataset` reads them.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 TEMPLATES = ("auto", "plain", "chat", "boxed", "r1")
 BRACES_FIX = "write single braces, unless two are meant"
@@ -75,6 +76,23 @@ class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any) -> Any:
+        """`steps: true` in a file is the mistake that it is as a flag; pydantic would take 1."""
+        truths = {
+            name: str(value).lower()
+            for name, value in (given.items() if isinstance(given, Mapping) else ())
+            if isinstance(value, bool) and _only_numbers(cls.model_fields.get(name))
+        }
+        return {**given, **truths} if truths else given
+
+
+def _only_numbers(field: FieldInfo | None) -> bool:
+    """Whether a field takes numbers, and neither truth values nor text."""
+    kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+    return bool(kinds & {int, float}) and not kinds & {bool, str}
 
 
 class RowSource(Part):

@@ -1,4 +1,4 @@
-"""YAML's merge keys in recipes: `{<<: *stage, steps: 6}`."""
+"""YAML in recipes: merge keys (`{<<: *stage, steps: 6}`), and what `true` and `no` are."""
 
 from pathlib import Path
 
@@ -52,3 +52,23 @@ def test_mistakes_beside_a_merge_have_their_lines(
     with pytest.raises(UserError) as caught:
         load_recipe(written(tmp_path, MERGED.replace(old, new)))
     assert says in caught.value.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "truth", "kind"),
+    [
+        ("steps", "5", "true", "a whole number (given: 'true')"),
+        ("batch", "2", "off", "a whole number (given: 'false')"),
+        ("count", "20", "yes", "a whole number (given: 'true')"),
+        ("optim", "{lr: 1e-3}", "{lr: no}", "a number (given: 'false')"),
+    ],
+)
+def test_a_truth_value_is_no_number(
+    at: str, number: str, truth: str, kind: str, tmp_path: Path
+) -> None:
+    text = MERGED.replace("batch: 2", "batch: 2, optim: {lr: 1e-3}")
+    assert f"{at}: {number}" in text and load_recipe(written(tmp_path, text), []).stages
+    file = written(tmp_path, text.replace(f"{at}: {number}", f"{at}: {truth}"))
+    with pytest.raises(UserError) as error:
+        load_recipe(file, [])
+    assert f"{at}" in str(error.value) and f"expected {kind}" in str(error.value)
