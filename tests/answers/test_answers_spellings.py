@@ -18,7 +18,8 @@ EQUAL = {
     "2i": ["2 i"],
     "i": ["1i"],
     "-i": ["1/i"],
-    "5": ["|3+4i|"],
+    "5": ["|3+4i|", r"\phantom{1}5", r"\vphantom{x^{2}}5"],
+    "3": [r"3\phantom{0}", r"3\hphantom{\frac{1}{2}}"],
     r"x \in (2,5)": ["2<x<5"],
     "(2,5)": ["x ∈ (2, 5)", r"\{x \in \mathbb{R} : 2 < x < 5\}",
         r"\{x \in \mathbb{R} \mid 2 < x < 5\}", r"\left(2,\,5\right)", "x>2 and x<5",
@@ -277,6 +278,7 @@ EQUAL = {
 }  # fmt: skip
 
 UNEQUAL = {
+    "0": [r"3\phantom{0}"],
     r"\frac{3}{4}": ["4/3"],
     "0.36": [r"0.\overline{36}"],
     "2+3i": ["2-3i", "3+2i"],
@@ -350,7 +352,8 @@ UNEQUAL = {
     "v+at": ["v+as", "v-at"],
     "by": ["yb"],
     "-5": ["is 5"],
-    "5": ["5 thousands", "5 dozens", "5 lakh", "5 twelfths", "5 hundredth", r"5\text{ cm} - 3",
+    "5": [r"\phantom{5}", "5 thousands", "5 dozens", "5 lakh", "5 twelfths", "5 hundredth",
+        r"5\text{ cm} - 3",
         r"5 \text{ apples} - 3 \text{ apples}", "5 is -5"],
     "6": ["6^{t}", "6^{ht}"],
     "18": ["9 x 3 = 18", "9 x 3 = 27"],

@@ -11,7 +11,7 @@ ALIGNED = names("align aligned alignat alignedat gather gathered split eqnarray 
 STYLE = names(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle"
     " textstyle limits nolimits mathstrut strut hfill hline"
-    " nonumber phantom boxed fbox beginboxed bf"
+    " nonumber boxed fbox beginboxed bf"
     " it rm scriptstyle mleft mright middle null relax ensuremath mathop mathrel mathbin mathord"
     " mathopen mathclose rule centering large Large small tiny normalsize"
 )
