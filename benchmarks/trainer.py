@@ -300,6 +300,9 @@ def run(side: str, case: str, mode: str, args: argparse.Namespace) -> dict[str, 
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
     )
+    if done.returncode < 0:
+        number = -done.returncode  # 9 without a word of its own: the system was out of memory
+        raise SystemExit(f"{done.stderr}{case}, {side}: its process was ended by signal {number}")
     if done.returncode:
         raise SystemExit(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

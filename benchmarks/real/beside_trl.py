@@ -143,6 +143,8 @@ def worker(side: str, run: Path, asked: argparse.Namespace) -> dict[str, Any]:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": str(asked.threads)},
     )
+    if done.returncode < 0:  # 9 without a word of its own: the system was out of memory
+        raise SystemExit(f"{run}, {side}: its process was ended by signal {-done.returncode}")
     if done.returncode:
         raise SystemExit(done.returncode)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
