@@ -3,12 +3,13 @@
     python benchmarks/real/killed.py mbpp_qwen_coder --seed 7 --grpo.steps 6 --evals.limit 16
 
 Gives one command of run.py twice, with the flags that follow. In runs/killed/unbroken nothing
-disturbs it. In runs/killed/broken all its processes end by signal 9 in the middle of step `--at`
-of its last stage, and the same command continues it. Then the two are held against each other:
-byte by byte the policy, the weights, optimizer and random state of the checkpoints, and the
-completions and scores of the evaluations; row by row the metrics (without times) and rollouts.
-results/killed.json has the weights' hashes and what differs.
-Given again after the kill, it goes on where it was stopped. Exit codes: 0 equal, 1 not, 2 not
+disturbs it. In runs/killed/broken its process group ends by signal 9 in the middle of step `--at`
+of its grpo stage, behind a checkpoint (--grpo.save_every), and the same command continues it. Then
+the two are held against each other: byte by byte the policy, the weights, optimizer and random
+state of the checkpoints, rollouts, and the completions and scores of the evaluations; row by row
+the metrics, without times. Control arms are not looked at. results/killed.json has the weights'
+hashes and what differs.
+Given again after the kill, it goes on where it was stopped. Exit codes: 0 equal, 1 not, or not
 killed as asked, or a command's own.
 """
 
@@ -28,32 +29,38 @@ from rl_reasoner.files import read_jsonl, sha256_of, write_json
 from rl_reasoner.foreign import json_object
 
 _TIMED = ("time", "timing/", "tokens_per_second")
+_METRICS = "stages/*/metrics.jsonl"
 _SAVED = "stages/*/checkpoints/*"
 _STATES = ("*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
-class NotCut(Exception):
-    """The kill did not come where it was asked for; the message says what happened."""
+class Unusable(Exception):
+    """The runs are not what they should be to be compared; the message says why."""
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """Metrics of the steps that the run's last stage has made; none before it begins."""
-    stages = sorted((folder / "stages").glob("*/metrics.jsonl"))
-    return [*read_jsonl(stages[-1])] if stages and "grpo" in stages[-1].parent.name else []
+    """Metrics of the steps that the run's grpo stage has made; none before it begins."""
+    return [row for file in folder.glob("stages/*-grpo/metrics.jsonl") for row in read_jsonl(file)]
 
 
-def kill_in_step(command: Sequence[str], folder: Path, at: int) -> None:
+def checkpoint_of(folder: Path) -> int:
+    """The step of the grpo stage's last checkpoint, 0 without one."""
+    found = folder.glob("stages/*-grpo/checkpoints/checkpoint-*")
+    return max((int(place.name.partition("-")[2]) for place in found), default=0)
+
+
+def kill_in_step(command: Sequence[str], folder: Path, at: int) -> int:
     """Run the command until half of step `at` is over, as long as the one before; then signal 9.
 
-    Raises `NotCut`.
+    Returns the step from which the run can be continued. Raises `Unusable`.
     """
     if folder.exists():
-        raise NotCut(f"{folder} was stopped before the kill: remove it, and begin again")
+        raise Unusable(f"{folder} is there, and was not cut in step {at}: remove it, begin again")
     running = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         while len(made := steps_of(folder)) < at - 1:
             if running.poll() is not None:
-                raise NotCut(f"the run ended (code {running.returncode}) before step {at}")
+                raise Unusable(f"the run ended (code {running.returncode}) before step {at}")
             time.sleep(0.05)
         time.sleep(float(made[-1]["step_time"]) / 2)
     finally:
@@ -61,7 +68,10 @@ def kill_in_step(command: Sequence[str], folder: Path, at: int) -> None:
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     if len(made := steps_of(folder)) != at - 1 or running.returncode != -signal.SIGKILL:
-        raise NotCut(f"step {at} was not cut: {len(made)} steps are there")
+        raise Unusable(f"step {at} was not cut: {len(made)} steps are there")
+    if not (saved := checkpoint_of(folder)):
+        raise Unusable(f"no checkpoint before step {at}: give --grpo.save_every {at - 1} or less")
+    return saved
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
@@ -82,29 +92,31 @@ def bytes_unlike(one: Path, other: Path, patterns: Sequence[str]) -> Iterator[st
 
 def differences(one: Path, other: Path) -> Iterator[str]:
     """What two finished run folders do not have in common, file by file."""
-    yield from bytes_unlike(one, other, ["policy/*", *(f"{_SAVED}/{name}" for name in _STATES)])
-    for file in sorted((one / "stages").glob("*/*.jsonl")):
-        name = file.relative_to(one)
-        if file.name in ("metrics.jsonl", "rollouts.jsonl"):
-            ours, theirs = (
-                [untimed(row) for row in read_jsonl(root / name)] for root in (one, other)
-            )
-            if ours != theirs:
-                yield f"{name}: other rows"
-    yield from bytes_unlike(one, other, ["evals/*.rows.jsonl"])
+    exact = ["policy/*", *(f"{_SAVED}/{name}" for name in _STATES)]
+    yield from bytes_unlike(one, other, [*exact, "stages/*/rollouts*", "evals/*.rows.jsonl"])
+    found = {p.relative_to(root) for root in (one, other) for p in root.glob(_METRICS)}
+    for name in sorted(found):
+        files = [root / name for root in (one, other)]
+        lines = [file.read_bytes().count(b"\n") if file.exists() else 0 for file in files]
+        ours, theirs = ([untimed(row) for row in read_jsonl(file)] for file in files)
+        if ours != theirs or lines != [len(ours), len(theirs)]:
+            yield f"{name}: other rows"
 
 
-def result(runs: Path, name: str, at: int, flags: Sequence[str]) -> dict[str, Any]:
-    """What both runs came to, for results/killed.json."""
+def result(runs: Path, name: str, cut: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """What both runs came to, for results/killed.json. Raises `Unusable`."""
     whole, broken = (ROOT / runs / kind / name for kind in ("unbroken", "broken"))
     lock = json_object(whole / "lock.json")
     weights = sorted((whole / "policy").glob("*.safetensors"))
+    if not weights:
+        raise Unusable(f"{whole}/policy has no weights")
     return {
         "run": name,
         "flags": list(flags),
         "commit": lock["commit"],
         "steps": len(steps_of(whole)),
-        "killed_in_step": at,
+        "killed_in_step": cut["step"],
+        "continued_from_step": cut["checkpoint"],
         "weights": {
             file.name: {
                 "bytes": file.stat().st_size,
@@ -140,21 +152,26 @@ def main() -> int:
     commands = {
         kind: [*command, "--runs", place, "--results", place] for kind, place in places.items()
     }
+    folders = {kind: ROOT / place / name for kind, place in places.items()}
     cut = ROOT / asked.runs / "broken" / f"{name}.cut.json"
     try:
         if not cut.is_file():
-            kill_in_step(commands["broken"], ROOT / asked.runs / "broken" / name, asked.at)
-            write_json(cut, {"step": asked.at})
-        for command in (commands["broken"], commands["unbroken"]):
-            subprocess.run(command, cwd=ROOT, check=True)
-    except NotCut as error:
+            saved = kill_in_step(commands["broken"], folders["broken"], asked.at)
+            write_json(cut, {"step": asked.at, "checkpoint": saved})
+        for kind, folder in folders.items():
+            if folder.with_name(f"{name}.json").is_file():
+                continue  # it has come to its end
+            if kind == "unbroken" and folder.exists():
+                raise Unusable(f"{folder} was stopped, so it is not unbroken: remove it")
+            subprocess.run(commands[kind], cwd=ROOT, check=True)
+        found = result(asked.runs, name, json_object(cut), flags)
+    except Unusable as error:
         print(error, file=sys.stderr)
-        return 2
+        return 1
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
     except KeyboardInterrupt:
         return 130
-    found = result(asked.runs, name, int(json_object(cut)["step"]), flags)
     write_json(ROOT / asked.out, found)
     for line in found["differences"] or ["no difference"]:
         print(line)

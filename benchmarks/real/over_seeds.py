@@ -4,8 +4,9 @@
     python ../over_seeds.py --before mbpp_qwen_coder-{4,5}.json --after mbpp_qwen_coder-{4,5}.json
 
 A file is one of run.py's results, of which the evaluation `before` or `after` is taken, or another
-that stands behind an @, as in `mbpp_qwen_coder-5.json@form_only`; they have strict marks alone. Or
-it is a saved evaluation of a run, as `runs/real/RUN-4/evals/before.json`, with lenient marks too.
+that stands behind an @, as in `mbpp_qwen_coder-5.json@form_only`. They have strict marks alone, in
+the order of the set's rows, and are paired by their places. Or a file is a saved evaluation of a
+run, as `runs/real/RUN-4/evals/before.json`, with problems and lenient marks.
 The seeds' completions of a problem count as so many completions of it, and the two sides are
 compared problem by problem, as `rl-reasoner compare` does. So the difference is the mean of the
 seeds', and the interval is over problems: it tells what these policies have come to, not how far
@@ -30,21 +31,25 @@ NOT_JOINED = ("completions", "reasons")  # what it would show of a problem
 
 def opened(file: Path, side: str) -> EvalResult:
     """A saved evaluation, or one in a file of run.py's results. Raises `UserError` if neither."""
-    place, _, name = str(file).partition("@")
-    told = json_object(Path(place)) if Path(place).is_file() else {}
+    place = file.with_name(file.name.partition("@")[0])
+    name = file.name.partition("@")[2] or side
+    told = json_object(place) if place.is_file() else {}
     if "evals" not in told:
         return EvalResult.load(file)
     if "right_per_problem" not in told:
         raise UserError(f"{place} is of an earlier version: without what was right of each problem")
-    kept, name = told["right_per_problem"], name or side
+    kept = told["right_per_problem"]
     if name not in kept:
         raise UserError(f"{place} has no evaluation {name!r}: it has {', '.join(sorted(kept))}")
+    sets = told["evals"].get(name, told["evals"]["before"])  # an arm samples as the run does
     rows = {}
     for on, counts in kept[name].items():
-        samples = told["evals"]["before"][on]["samples"]
-        marks = [[1.0] * right + [0.0] * (samples - right) for right in map(int, counts.split())]
+        right, samples = [*map(int, counts.split())], sets.get(on, {}).get("samples", 0)
+        if max(right, default=0) > samples:
+            raise UserError(f"{place}: {max(right)} right of {samples} samples of {on}, {name}")
+        marks = [[1.0] * hits + [0.0] * (samples - hits) for hits in right]
         rows[on] = [{"problem": str(i), "scores": scores} for i, scores in enumerate(marks)]
-    return EvalResult(place, rows=rows)
+    return EvalResult(str(place), rows=rows)
 
 
 def joined(files: Sequence[Path], side: str) -> EvalResult:

@@ -81,6 +81,8 @@ def call(*command: str, env: dict[str, str] | None = None) -> str:
             running.terminate()  # SIGTERM came to this process alone
             running.communicate()
             raise
+    if running.returncode < 0:  # 9 without a word of its own: the system was out of memory
+        print(f"{command[0]} was ended by signal {-running.returncode}", file=sys.stderr)
     if running.returncode:
         raise Stopped(running.returncode)
     return said

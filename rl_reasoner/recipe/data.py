@@ -81,18 +81,29 @@ class Part(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, given: Any) -> Any:
         """`steps: true` in a file is the mistake that it is as a flag; pydantic would take 1."""
-        truths = {
-            name: str(value).lower()
-            for name, value in (given.items() if isinstance(given, Mapping) else ())
-            if isinstance(value, bool) and _only_numbers(cls.model_fields.get(name))
+        if not isinstance(given, Mapping):
+            return given
+        of_numbers = {name for name, field in cls.model_fields.items() if _only_numbers(field)}
+        return {
+            name: _spelled(value) if name in of_numbers else value for name, value in given.items()
         }
-        return {**given, **truths} if truths else given
 
 
-def _only_numbers(field: FieldInfo | None) -> bool:
-    """Whether a field takes numbers, and neither truth values nor text."""
-    kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+def _only_numbers(field: FieldInfo) -> bool:
+    """Whether a field takes numbers, or a tuple of them, and neither truth values nor text."""
+    kinds, more = set[Any](), [field.annotation]
+    while more:
+        kind = more.pop()
+        kinds.add(kind)
+        more += get_args(kind)
     return bool(kinds & {int, float}) and not kinds & {bool, str}
+
+
+def _spelled(value: Any) -> Any:
+    """A truth value as the text that it is on the command line, also in a list."""
+    if isinstance(value, list | tuple):
+        return [_spelled(one) for one in value]
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 class RowSource(Part):

@@ -57,7 +57,11 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass
 class _Stage:
-    """One stage as it runs. `marks` are the (time, step) of its updates, for the time left."""
+    """One stage as it runs.
+
+    For the time left: `anchor` is the (time, step) of its first update, `paces` what the steps
+    behind it took by themselves, without evaluations.
+    """
 
     name: str
     index: int
@@ -65,7 +69,8 @@ class _Stage:
     total: int
     started: float
     step: int = 0
-    marks: list[tuple[float, int]] = field(default_factory=list)
+    anchor: tuple[float, int] | None = None
+    paces: list[float] = field(default_factory=list)
     latest: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)  # by name of the metric
     faults: float = 0
@@ -76,15 +81,17 @@ class _Stage:
         return f"{self.index}/{self.of} {printable(self.name)}"
 
     def left(self, now: float) -> str:
-        """The time left as text, from the later half of the updates so far; "–" while unknown.
+        """The time left as text, from the steps since the first update; "–" while unknown.
 
-        The later half, since completions become shorter or longer as a policy learns.
+        Evaluations count by their mean over all of them, steps by the later half: completions
+        become shorter, or longer, as a policy learns.
         """
-        if len(self.marks) < 2:
+        if self.anchor is None or self.step <= self.anchor[1]:
             return "–"
-        began, since = self.marks[(len(self.marks) - 1) // 2]
-        each = (now - began) / (self.step - since)
-        return duration(each * max(0, self.total - self.step))
+        each = (now - self.anchor[0]) / (self.step - self.anchor[1])
+        if self.paces:
+            each += _mean(self.paces[len(self.paces) // 2 :]) - _mean(self.paces)
+        return duration(max(0.0, each) * max(0, self.total - self.step))
 
     def take(self, numbers: Mapping[str, float]) -> None:
         """The metrics of a step."""
@@ -167,10 +174,12 @@ class LiveView:
         if stage is None:
             return
         now = self._clock()
-        stage.step = step
-        if not stage.marks or step > stage.marks[-1][1]:  # an evaluation is of the same step
-            stage.marks.append((now, step))
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+        if stage.anchor is None:
+            stage.anchor = now, step
+        elif step > stage.step and "step_time" in numbers:
+            stage.paces.append(numbers["step_time"])
+        stage.step = step
         stage.take(numbers)
         if self._live is None and now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now

@@ -18,7 +18,7 @@ EQUAL = {
     "2i": ["2 i"],
     "i": ["1i"],
     "-i": ["1/i"],
-    "5": ["|3+4i|", r"\phantom{1}5", r"\vphantom{x^{2}}5"],
+    "5": ["|3+4i|", r"\phantom{2}5", r"\phantom05", r"\vphantom{x^{2}}5"],
     "3": [r"3\phantom{0}", r"3\hphantom{\frac{1}{2}}"],
     r"x \in (2,5)": ["2<x<5"],
     "(2,5)": ["x ∈ (2, 5)", r"\{x \in \mathbb{R} : 2 < x < 5\}",

@@ -60,13 +60,14 @@ def test_mistakes_beside_a_merge_have_their_lines(
         ("steps", "5", "true", "a whole number (given: 'true')"),
         ("batch", "2", "off", "a whole number (given: 'false')"),
         ("count", "20", "yes", "a whole number (given: 'true')"),
-        ("optim", "{lr: 1e-3}", "{lr: no}", "a number (given: 'false')"),
+        ("lr", "1e-3", "no", "a number (given: 'false')"),
+        ("betas", "[0.9, 0.99]", "[no, 0.99]", "a number (given: 'false')"),
     ],
 )
 def test_a_truth_value_is_no_number(
     at: str, number: str, truth: str, kind: str, tmp_path: Path
 ) -> None:
-    text = MERGED.replace("batch: 2", "batch: 2, optim: {lr: 1e-3}")
+    text = MERGED.replace("batch: 2", "batch: 2, optim: {lr: 1e-3, betas: [0.9, 0.99]}")
     assert f"{at}: {number}" in text and load_recipe(written(tmp_path, text), []).stages
     file = written(tmp_path, text.replace(f"{at}: {number}", f"{at}: {truth}"))
     with pytest.raises(UserError) as error:

@@ -61,16 +61,17 @@ def test_time_left_is_measured_from_the_first_update_of_a_resumed_stage() -> Non
     assert second.endswith("left 12.0 s")
 
 
-def test_time_left_goes_by_the_later_half_of_the_steps() -> None:
+def test_time_left_goes_by_the_later_half_of_the_steps_and_by_all_evaluations() -> None:
     live, out, clock = view()
     with live:
         live.start_stage("grpo", 1, 1, 20)
         for step, seconds in enumerate([100, 100, 100, 10, 10, 10, 10], 1):
             clock.now += seconds
-            live.update({}, step)
-            live.update({"eval/modular_test/accuracy": 0.5}, step)
+            live.update({"step_time": seconds}, step)
+            live.update({"step_time": seconds, "eval/modular_test/accuracy": 0.5}, step)
+            clock.now += 60 if step == 1 else 0  # an evaluation behind the step
         live.finish_stage()
-    assert "left 2 min 10 s" in out.getvalue(), "13 steps of 10 s"
+    assert "left 4 min 20 s" in out.getvalue(), "13 steps of 10 s, and 10 s each to evaluate"
 
 
 def test_accuracy_stays_until_the_next_evaluation() -> None:

@@ -34,7 +34,7 @@ _UNIT_FRACTION = re.compile(
 _NOISE = re.compile(
     r"\\(?:left|right)\s*\.(?!\d)|\\(?:hspace|vspace|kern|hskip|label|tag|color)\*?\s*\{[^{}]*\}"
     r"|\$\$|(?<!\\)\\[()\[\]]|\\textcolor\s*\{[^{}]*\}"
-    r"|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]*\})*\}"  # room that is left, and nothing in it
+    r"|\\[hv]?phantom\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\d)"  # room that is left, and nothing in it
 )
 _BASE_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*\bbase\b[^{}]*)\}")
 _IN_BASE = re.compile(
