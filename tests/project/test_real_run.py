@@ -114,6 +114,7 @@ def test_a_run_killed_in_a_step_is_held_against_the_unbroken_one(
     killed = [sys.executable, script, "word_problems_moe", "--at", "4"]
     killed += ["--runs", str(tmp_path / "runs"), "--out", str(out), *places, *TINY]
     killed[killed.index("--save_every") + 1] = "2"
+    killed[killed.index("--sampling.max_tokens") + 1] = "200"  # a step lasts, so it can be cut
     done = subprocess.run(killed, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no difference" in done.stdout
