@@ -42,7 +42,7 @@ def trained(recipe: str, extra: list[str]) -> tuple[float, str]:
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.monotonic() - started
     if done.returncode:
-        raise SystemExit(done.stderr or f"ended with code {done.returncode}, without a word")
+        raise SystemExit(done.stderr or f"ended by {done.returncode}, without a word")
     said = [line.strip() for line in done.stderr.splitlines() if "thread" in line]
     return seconds, said[0] if said else ""
 

@@ -123,7 +123,7 @@ def run(case: str, way: str) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     if done.returncode:
-        raise SystemExit(done.stderr or f"ended with code {done.returncode}, without a word")
+        raise SystemExit(done.stderr or f"ended by {done.returncode}, without a word")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -174,7 +174,7 @@ def learn(recipe: str, seeds: list[int], extra: list[str]) -> None:
                 command += ["--run.overlap", overlap, "--evals.sets", "[]", *extra]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    raise SystemExit(done.stderr or f"ended with code {done.returncode}, without a word")
+                    raise SystemExit(done.stderr or f"ended by {done.returncode}, without a word")
                 [file] = run_folder.glob("stages/*grpo/metrics.jsonl")
                 lines = [json.loads(line) for line in file.read_text().splitlines()]
             rewards = [line["reward"] for line in lines if "reward" in line]

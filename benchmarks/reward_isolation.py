@@ -66,7 +66,7 @@ def measure(way: str, steps: int) -> dict[str, float]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(done.stderr or f"ended with code {done.returncode}, without a word")
+            raise SystemExit(done.stderr or f"ended by {done.returncode}, without a word")
         text = (folder / "run/stages/1-grpo/metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()][WARM:]
     return {
