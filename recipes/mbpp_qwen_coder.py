@@ -5,18 +5,18 @@
     rl-reasoner train mbpp_qwen_coder --policy FOLDER --data.path mbpp_train.jsonl \\
       --data.config null --data.columns {} --evals.sets mbpp_test.jsonl,humaneval
 
-3,200 completions for rows of MBPP's train split (CC BY 4.0), of which the first assertion is shown;
+5,120 completions for rows of MBPP's train split (CC BY 4.0), of which the first assertion is shown;
 a completion earns 1 when its last Python block passes all three. Its test split is evaluated before
-and after, and HumanEval, by which the 512 tokens were chosen. The system prompt asks for the
-function alone: without it the model explains, in three times the tokens, and tests its own
-function, wrongly at times (recipes/README.md). Adapter, rate and batch are those of
-`tool_qwen_coder`.
+and after, and HumanEval. No system prompt: the model as it comes explains its function and tests
+it, in 266 tokens of a greedy answer, and learns here to answer in 79. Longer answers than 230
+tokens cost up to a point, prompts that are right sometimes are drawn more often, and the rate falls
+to 0. With a system prompt that asks for the function alone a step is cheaper, samples end two
+points higher, and greedy answers gain less; what was tried is in recipes/README.md. The adapter is
+that of `tool_qwen_coder`.
 """
 
 from rl_reasoner import Recipe
 from rl_reasoner.cli import main_of
-
-SYSTEM = "Write only the function, in one Python code block: no explanation, no tests."
 
 
 def recipe() -> Recipe:
@@ -30,16 +30,16 @@ def recipe() -> Recipe:
             "columns": {"problem": "text", "tests": "test_list"},
             "on_bad_row": "skip",
         },
-        system=SYSTEM,
         rewards={"code_tests": 1.0},
         stages=[
             {
                 "kind": "grpo",
-                "steps": 50,
-                "group": {"size": 8, "prompts": 8, "micro_batch": 8},
-                "sampling": {"max_tokens": 256},
-                "optim": {"lr": 5e-5, "warmup": 5, "betas": (0.9, 0.99)},
-                "save_every": 5,
+                "steps": 80,
+                "group": {"size": 8, "prompts": 8, "micro_batch": 4, "curriculum": True},
+                "sampling": {"max_tokens": 384},
+                "loss": {"overlong_share": 0.4},
+                "optim": {"lr": 5e-5, "schedule": "linear", "warmup": 5, "betas": (0.9, 0.99)},
+                "save_every": 2,
             }
         ],
         evals={
