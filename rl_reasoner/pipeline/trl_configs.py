@@ -91,7 +91,7 @@ def config(
 def _common(
     recipe: Recipe, stage: TrainedStage, folder: Path, placement: Placement
 ) -> dict[str, Any]:
-    schedule, arguments = _schedule(stage.optim)
+    schedule, arguments = _schedule(stage.optim, stage.steps)
     optim = stage.optim
     return {
         "output_dir": str(folder / "checkpoints"),
@@ -230,8 +230,13 @@ def _vllm(vllm: Vllm) -> dict[str, Any]:
     }
 
 
-def _schedule(optim: Optim) -> tuple[str, dict[str, float]]:
-    """transformers' scheduler name and arguments for a schedule that ends at `final` times lr."""
+def _schedule(optim: Optim, steps: int) -> tuple[str, dict[str, float]]:
+    """transformers' scheduler name and arguments for a schedule that ends at `final` times lr.
+
+    Where a warm-up takes all steps there is nothing to fall: transformers' would divide by zero.
+    """
+    if optim.warmup >= steps:
+        return "constant_with_warmup", {}
     if optim.schedule == "linear":
         return "polynomial", {"lr_end": optim.final_lr_share * optim.lr, "power": 1.0}
     if optim.schedule == "cosine":

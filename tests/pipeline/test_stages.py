@@ -152,6 +152,14 @@ def test_settings_reach_the_trainer(tmp_path: Path) -> None:
     assert rates == pytest.approx([1e-3 * c for c in cosine])
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_warm_up_may_take_all_steps(schedule: str, tmp_path: Path) -> None:
+    optim = {"lr": 1e-2, "schedule": schedule, "warmup": 3}
+    run = train(recipe(tmp_path, sft(steps=3, optim=optim)), quiet=True)
+    rates = [r["learning_rate"] for r in rows(run.folder / "stages" / "1-sft" / "metrics.jsonl")]
+    assert rates == pytest.approx([0.0, 0.01 / 3, 0.02 / 3])
+
+
 def test_the_run_follows_its_seed(whole: Run, tmp_path: Path) -> None:
     again = train(two_stages(tmp_path), quiet=True)
     assert same(again.folder / "policy", whole.folder / "policy")
