@@ -3,26 +3,27 @@
     python benchmarks/real/killed.py mbpp_qwen_coder --seed 7 --grpo.steps 6 --evals.limit 16
 
 Gives one command of run.py twice, with the flags that follow. In runs/killed/unbroken nothing
-disturbs it. In runs/killed/broken its process group ends by signal 9 in the middle of step `--at`
-of its grpo stage, behind a checkpoint (--grpo.save_every), and the same command continues it. Then
-the two are held against each other: byte by byte the policy, the weights, optimizer and random
-state of the checkpoints, rollouts, and the completions and scores of the evaluations; row by row
-the metrics, without times. Control arms are not looked at. results/killed.json has the weights'
-hashes and what differs.
+disturbs it. In runs/killed/broken each of its processes ends by signal 9 in the middle of step
+`--at` of its grpo stage, behind a checkpoint (--grpo.save_every), and the same command continues
+it. Then the two are held against each other: byte by byte the policy, the weights, optimizer and
+random state of the checkpoints, rollouts, and the completions and scores of the evaluations; row
+by row the metrics, without times. Control arms are not looked at. results/killed.json has the
+weights' hashes and what differs.
 Given again after the kill, it goes on where it was stopped. Exit codes: 0 equal, 1 not, or not
 killed as asked, or a command's own.
 """
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from run import JOBS, ROOT, processor
 
 from rl_reasoner.files import read_jsonl, sha256_of, write_json
@@ -49,6 +50,22 @@ def checkpoint_of(folder: Path) -> int:
     return max((int(place.name.partition("-")[2]) for place in found), default=0)
 
 
+def kill(running: subprocess.Popen[bytes]) -> int:
+    """Signal 9 to a process and to all that it has started; how many they were.
+
+    Not by their group: trainers of --launch have their own, and would end their step in peace.
+    """
+    started = psutil.Process(running.pid).children(recursive=True)
+    running.kill()
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    running.wait()
+    if alive := psutil.wait_procs(started, timeout=30)[1]:
+        raise Unusable(f"{len(alive)} processes are alive after signal 9")
+    return 1 + len(started)
+
+
 def kill_in_step(command: Sequence[str], folder: Path, at: int) -> int:
     """Run the command until half of step `at` is over, as long as the one before; then signal 9.
 
@@ -64,11 +81,10 @@ def kill_in_step(command: Sequence[str], folder: Path, at: int) -> int:
             time.sleep(0.05)
         time.sleep(float(made[-1]["step_time"]) / 2)
     finally:
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
+        killed = kill(running) if running.poll() is None else 0
     if len(made := steps_of(folder)) != at - 1 or running.returncode != -signal.SIGKILL:
         raise Unusable(f"step {at} was not cut: {len(made)} steps are there")
+    print(f"killed {killed} processes in step {at}", file=sys.stderr)
     if not (saved := checkpoint_of(folder)):
         raise Unusable(f"no checkpoint before step {at}: give --grpo.save_every {at - 1} or less")
     return saved
