@@ -28,6 +28,7 @@ from run import JOBS, ROOT, processor
 
 from rl_reasoner.files import read_jsonl, sha256_of, write_json
 from rl_reasoner.foreign import json_object
+from rl_reasoner.training.checkpointing.checkpoints import last_checkpoint
 
 _TIMED = ("time", "timing/", "tokens_per_second")
 _METRICS = "stages/*/metrics.jsonl"
@@ -44,12 +45,6 @@ class Unusable(Exception):
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     """Metrics of the steps that the run's grpo stage has made; none before it begins."""
     return [row for file in folder.glob("stages/*-grpo/metrics.jsonl") for row in read_jsonl(file)]
-
-
-def checkpoint_of(folder: Path) -> int:
-    """The step of the grpo stage's last checkpoint, 0 without one."""
-    found = folder.glob("stages/*-grpo/checkpoints/checkpoint-*")
-    return max((int(place.name.partition("-")[2]) for place in found), default=0)
 
 
 def kill(running: subprocess.Popen[bytes]) -> int:
@@ -87,9 +82,10 @@ def kill_in_step(command: Sequence[str], folder: Path, at: int) -> int:
     if len(made := steps_of(folder)) != at - 1 or running.returncode != -signal.SIGKILL:
         raise Unusable(f"step {at} was not cut: {len(made)} steps are there")
     print(f"killed {killed} processes in step {at}", file=sys.stderr)
-    if not (saved := checkpoint_of(folder)):
-        raise Unusable(f"no checkpoint before step {at}: give --grpo.save_every {at - 1} or less")
-    return saved
+    for place in folder.glob("stages/*-grpo/checkpoints"):
+        if found := last_checkpoint(place, print):
+            return found[1]
+    raise Unusable(f"no checkpoint before step {at}: give --grpo.save_every {at - 1} or less")
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
@@ -121,15 +117,14 @@ def differences(one: Path, other: Path) -> Iterator[str]:
             yield f"{name}: other rows"
 
 
-def result(runs: Path, name: str, cut: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+def result(whole: Path, broken: Path, cut: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     """What both runs came to, for results/killed.json. Raises `Unusable`."""
-    whole, broken = (ROOT / runs / kind / name for kind in ("unbroken", "broken"))
     lock = json_object(whole / "lock.json")
     weights = sorted((whole / "policy").glob("*.safetensors"))
     if not weights:
         raise Unusable(f"{whole}/policy has no weights")
     return {
-        "run": name,
+        "run": whole.name,
         "flags": list(flags),
         "commit": lock["commit"],
         "steps": len(steps_of(whole)),
@@ -171,7 +166,7 @@ def main() -> int:
         kind: [*command, "--runs", place, "--results", place] for kind, place in places.items()
     }
     folders = {kind: ROOT / place / name for kind, place in places.items()}
-    cut = ROOT / asked.runs / "broken" / f"{name}.cut.json"
+    cut = folders["broken"].with_name(f"{name}.cut.json")
     try:
         if not cut.is_file():
             saved = kill_in_step(commands["broken"], folders["broken"], asked.at)
@@ -182,7 +177,7 @@ def main() -> int:
             if kind == "unbroken" and folder.exists():
                 raise Unusable(f"{folder} was stopped, so it is not unbroken: remove it")
             subprocess.run(commands[kind], cwd=ROOT, check=True)
-        found = result(asked.runs, name, json_object(cut), flags)
+        found = result(folders["unbroken"], folders["broken"], json_object(cut), flags)
     except Unusable as error:
         print(error, file=sys.stderr)
         return 1

@@ -83,15 +83,15 @@ class Part(BaseModel):
         """`steps: true` in a file is the mistake that it is as a flag; pydantic would take 1."""
         if not isinstance(given, Mapping):
             return given
-        of_numbers = {name for name, field in cls.model_fields.items() if _only_numbers(field)}
         return {
-            name: _spelled(value) if name in of_numbers else value for name, value in given.items()
+            name: _spelled(value) if _only_numbers(cls.model_fields.get(name)) else value
+            for name, value in given.items()
         }
 
 
-def _only_numbers(field: FieldInfo) -> bool:
+def _only_numbers(field: FieldInfo | None) -> bool:
     """Whether a field takes numbers, or a tuple of them, and neither truth values nor text."""
-    kinds, more = set[Any](), [field.annotation]
+    kinds, more = set[Any](), [field.annotation] if field else []
     while more:
         kind = more.pop()
         kinds.add(kind)
