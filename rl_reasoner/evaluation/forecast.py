@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, variance
 from typing import Any, Literal
 
+from rl_reasoner.evaluation.length_course import LengthCourse
 from rl_reasoner.evaluation.statistics import Interval, pass_at_k, planned_difference, wilson
 from rl_reasoner.foreign import mapping, number
 
@@ -43,7 +44,8 @@ class StagePlan:
     """What a recipe says of a grpo stage: `prompts` prompts x `size` completions a step.
 
     `refills`: rounds of dynamic sampling; `highest`: the largest total of rewards from 0 to 1, None
-    where the scale is not known; `iterations`: steps on one batch.
+    where the scale is not known; `iterations`: steps on one batch; `longest`: the most tokens that
+    a completion can have.
     """
 
     name: str
@@ -54,6 +56,7 @@ class StagePlan:
     temperature: float = 1.0
     refills: int = 0
     iterations: int = 1
+    longest: float = math.inf
 
     @property
     def batches(self) -> int:
@@ -66,25 +69,28 @@ class SampledGroups:
     """The groups a forecast is made of; `truncated` is the share of completions cut off.
 
     `of` says in words where they come from, `thrown_away` is the share of groups that dynamic
-    sampling has already replaced: all of them were flat.
+    sampling has already replaced: all of them were flat. `course` is how their length moves.
     """
 
     groups: Sequence[Totals]
     of: str
     truncated: float = 0.0
     thrown_away: float = 0.0
+    course: LengthCourse = field(default_factory=LengthCourse)
 
 
 @dataclass(frozen=True)
 class StepPace:
-    """Seconds of a step by part (generation, reward, training, rest), and tokens of a completion.
+    """Seconds of a step by part (generation, reward, training, rest), and longest completion.
 
     Of a batch that several steps train on, each has its share of the generation and the reward.
-    `spent` are the seconds that the stage has taken so far, for `done` steps; both 0 before it.
+    `share`: of the tokens that a step trains on, prompts among them, those of completions. `spent`
+    are the seconds that the stage has taken so far, for `done` steps; both 0 before it.
     """
 
     parts: Mapping[str, float]
     tokens: float
+    share: float = 1.0
     spent: float = 0.0
     done: int = 0
 
@@ -92,6 +98,14 @@ class StepPace:
     def step(self) -> float:
         """Seconds of a whole step."""
         return math.fsum(self.parts.values())
+
+    def longer(self, factor: float) -> float:
+        """Seconds that a step takes more with completions of `factor` times the length (less: < 0).
+
+        Sampling goes by the length of completions, the training pass by theirs with the prompts'.
+        """
+        goes = self.parts.get("generation", 0.0) + self.share * self.parts.get("training", 0.0)
+        return (factor - 1) * goes
 
 
 @dataclass(frozen=True)
@@ -264,10 +278,11 @@ class Forecast:
 
     @property
     def minutes(self) -> dict[str, float]:
-        """Minutes of a step, of all steps, of the evaluations among them, of the whole stage with
-        these, and of the evaluation before or after it.
+        """Minutes of a step as it is now, of all steps, of the evaluations among them, of the whole
+        stage with these, and of the evaluation before or after it.
 
-        Where dynamic sampling has not yet run, its rounds are added to sampling and scoring.
+        The steps to come go by the expected length of completions. Where dynamic sampling has not
+        yet run, its rounds are added to sampling and scoring.
         """
         pace, plan = self.pace, self.plan
         more = 0.0
@@ -276,14 +291,27 @@ class Forecast:
             more = (factor - 1) * (pace.parts.get("generation", 0) + pace.parts.get("reward", 0))
         step = pace.step + more
         validation = self.evals.validation * self.evals.validations
+        to_come = math.fsum(step + pace.longer(factor) for factor in self._factors)
         seconds = {
             "step": step,
-            "steps": plan.steps * step,
+            "steps": pace.done * step + to_come,
             "validation": validation,
-            "stage": pace.spent + (plan.steps - pace.done) * step + validation,
+            "stage": pace.spent + to_come + validation,
             "end": self.evals.ends,
         }
         return {name: value / 60 for name, value in seconds.items()}
+
+    @property
+    def _factors(self) -> list[float]:
+        """The length of completions in each step to come, as a share of what it is now."""
+        most = self.plan.longest / self.pace.tokens if self.pace.tokens else 1.0
+        steps = self.plan.steps - self.pace.done
+        return [min(factor, max(1.0, most)) for factor in self.sampled.course.factors(steps)]
+
+    @property
+    def last_length(self) -> float:
+        """The mean length of completions that is expected at the stage's end, in tokens."""
+        return self.pace.tokens * (self._factors or [1.0])[-1]
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -330,6 +358,7 @@ class Forecast:
             "completions": self.plan.prompts * self.plan.size,
             "useful_completions": self.useful,
             "mean_length": self.pace.tokens,
+            "last_length": self.last_length,
             "tokens_per_second": self.tokens_per_second,
             "seconds": dict(self.pace.parts),
             "minutes": self.minutes,

@@ -25,6 +25,7 @@ from rl_reasoner.evaluation.forecast import (
     reward_moved,
 )
 from rl_reasoner.evaluation.learning_alarms import Metrics, highest_of
+from rl_reasoner.evaluation.length_course import MeasuredGroup, course_of
 from rl_reasoner.files import read_jsonl, write_json
 from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.stage_trainers import Job
@@ -57,6 +58,7 @@ def plan_of(recipe: Recipe, stage: GrpoStage) -> StagePlan:
         stage.sampling.temperature,
         stage.loss.dynamic_sampling,
         stage.loss.iterations,
+        stage.sampling.longest,
     )
 
 
@@ -88,30 +90,50 @@ def _problems(name: str, limit: int | None) -> int:
 
 
 def sampled_groups(folder: Path, rows: Sequence[Metrics], of: str) -> SampledGroups:
-    """The groups that the steps of a stage sampled; `rows` are the steps' metrics."""
-    found: dict[tuple[int, int], list[float | None]] = {}
+    """The groups that the steps of a stage sampled; `rows` are the steps' metrics.
+
+    Rollouts tell lengths in characters: what a course needs is how they move.
+    """
+    found: dict[tuple[int, int], list[tuple[int, float | None]]] = {}
     cut = []
-    last = rows[-1]["step"]
+    last = int(rows[-1]["step"])
     for row in read_jsonl(folder / "rollouts.jsonl"):
         if row["step"] <= last:
-            found.setdefault((row["step"], row["group"]), []).append(row["reward"])
+            measured = len(row["completion"]), row["reward"]
+            found.setdefault((row["step"], row["group"]), []).append(measured)
             cut.append(row["truncated"])
-    groups: list[Totals] = [*found.values()]
-    thrown = _mean(rows, "dynamic_sampling/thrown_away")
-    return SampledGroups(groups, of, fmean(cut) if cut else 0.0, thrown)
+    groups: list[Totals] = [[reward for _, reward in group] for group in found.values()]
+    course = course_of([MeasuredGroup(step, group) for (step, _), group in found.items()], last)
+    return SampledGroups(groups, of, fmean(cut) if cut else 0.0, _thrown_away(rows), course)
 
 
-def pace_of(rows: Sequence[Metrics], once: int) -> StepPace:
+def pace_of(rows: Sequence[Metrics], once: int, completions: int) -> StepPace:
     """The pace of steps from their metrics; the first batch, which warms up, counts if alone.
 
-    `once`: steps on one batch, in the first of which it is sampled. Whole batches count.
+    `once`: steps on one batch of so many `completions`, which is sampled in the first of them.
+    Whole batches count.
     """
     batches = rows[: len(rows) // once * once] or rows
     timed = batches[once:] or batches
     parts = {part: fmean(row.get(f"timing/{part}", 0.0) for row in timed) for part in _PARTS}
     whole = fmean(row["step_time"] for row in timed)
     parts["rest"] = max(0.0, whole - sum(parts.values()))
-    return StepPace(parts, _mean(rows, "completions/mean_length"))
+    tokens = _mean(rows, "completions/mean_length")
+    return StepPace(parts, tokens, _share(rows[-1], tokens, once, completions, _thrown_away(rows)))
+
+
+def _share(row: Metrics, tokens: float, once: int, completions: int, thrown: float) -> float:
+    """The share of completions in all tokens, which trl counts up to the step of `row`.
+
+    With dynamic sampling those of the groups that it has thrown away are counted, too.
+    """
+    sampled = -(-int(row["step"]) // once) * completions / max(1e-9, 1 - thrown)
+    whole = row.get("num_tokens", 0.0) / sampled
+    return min(1.0, tokens / whole) if whole else 1.0
+
+
+def _thrown_away(rows: Sequence[Metrics]) -> float:
+    return _mean(rows, "dynamic_sampling/thrown_away")
 
 
 def _mean(rows: Sequence[Metrics], key: str) -> float:
@@ -147,7 +169,9 @@ def forecast_first_steps(job: Job, rows: Sequence[Metrics], spent: float) -> For
     sampled = sampled_groups(job.folder, rows, of)
     if not sampled.groups:
         return None
-    pace = replace(pace_of(rows, stage.loss.iterations), spent=spent, done=done)
+    completions = stage.group.prompts * stage.group.size
+    pace = pace_of(rows, stage.loss.iterations, completions)
+    pace = replace(pace, spent=spent, done=done)
     made = forecast_of(job.recipe, stage, sampled, pace, job.answer_s)
     write_json(file, made.to_json())
     return made

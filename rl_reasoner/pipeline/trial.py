@@ -7,6 +7,7 @@ would take too long is made smaller: fewer steps, then fewer prompts in a step.
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rl_reasoner.errors import RunStopped, UserError
@@ -106,11 +107,14 @@ def _trial(
             policy.model.config.name_or_path = name
         metrics = [*read_jsonl(job.folder / "metrics.jsonl")]
         found = sampled_groups(job.folder, metrics, "")
-    pace = _of_whole_steps(pace_of(metrics, 1), stage, prompts, sampled)
+    pace = pace_of(metrics, 1, prompts * stage.group.size)
+    pace = _of_whole_steps(pace, stage, prompts, sampled)
     groups = [*seen.groups, *found.groups]
     cut_short = f", cut short of {PROMPTS} to save time" if len(groups) < PROMPTS else ""
     of = f"{len(groups)} sampled groups{cut_short}"
-    return forecast_of(recipe, stage, SampledGroups(groups, of, found.truncated), pace)
+    course = replace(found.course, trend=0.0)  # the policy of a trial stays as it is
+    everything = SampledGroups(groups, of, found.truncated, course=course)
+    return forecast_of(recipe, stage, everything, pace)
 
 
 def _shortened(stage: GrpoStage, steps: int, prompts: int) -> GrpoStage:
@@ -146,7 +150,7 @@ def _of_whole_steps(
     parts["generation"] = widened(took, prompts * size, (seconds, rows), wanted)
     for name in ("generation", "reward"):  # once for all steps on a batch
         parts[name] /= stage.loss.iterations
-    return StepPace({**parts, "rest": pace.parts["rest"]}, pace.tokens)
+    return replace(pace, parts={**parts, "rest": pace.parts["rest"]})
 
 
 def _micro(stage: GrpoStage, prompts: int) -> int | None:

@@ -25,6 +25,7 @@ from rl_reasoner.evaluation.forecast import (
     useful_groups,
     widened,
 )
+from rl_reasoner.evaluation.length_course import LengthCourse
 from rl_reasoner.evaluation.statistics import planned_difference
 
 rewards = st.sampled_from([0.0, 0.5, 1.0, None])
@@ -188,6 +189,28 @@ def test_minutes_of_a_stage() -> None:
     assert few.detectable == few.to_json()["detectable"] == {"a": None}
     half = StepPace({"generation": 6.0}, 30.0, spent=500.0, done=50)
     assert made([SOME] * 8, pace=half).minutes["stage"] == pytest.approx(500 / 60 + 5)
+
+
+def test_shorter_completions_take_less_time() -> None:
+    """Sampling goes by their length; of the training pass, their share of the tokens."""
+    pace = StepPace({"generation": 2.0, "reward": 1.0, "training": 4.0}, 30.0, share=0.5)
+    assert pace.longer(0.5) == pytest.approx(-2.0) and pace.longer(1.0) == 0
+    halves = LengthCourse(pull=math.log(0.5))
+    whole, short = (made([SOME] * 8, pace=pace, course=c) for c in (LengthCourse(), halves))
+    assert whole.minutes["steps"] * 60 == pytest.approx(700)
+    assert 500 < short.minutes["steps"] * 60 < 560 and short.minutes["step"] == 7 / 60
+    assert short.last_length == pytest.approx(15) and whole.last_length == 30
+    assert short.to_json()["last_length"] == short.last_length
+
+
+def test_no_completion_grows_beyond_the_longest() -> None:
+    grows = LengthCourse(trend=0.2, pull=1.0, seen=20)
+    pace = StepPace({"generation": 1.0}, 30.0, done=20, spent=20.0)
+    found = made([SOME] * 8, pace=pace, course=grows, plan={"longest": 60})
+    assert found.last_length == 60
+    assert 20 + 80 < 60 * found.minutes["stage"] <= 20 + 160
+    cut = made([SOME] * 8, pace=pace, course=grows, plan={"longest": 20})  # with tools' answers
+    assert cut.last_length == 30
 
 
 def test_rounds_that_are_to_come_take_their_time() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner import open_policy, train
 from rl_reasoner.pipeline import recorder, trial
-from rl_reasoner.pipeline.forecaster import first_steps, pace_of
+from rl_reasoner.pipeline.forecaster import first_steps, forecast_of, pace_of, sampled_groups
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.pipeline.rehearsal import rehearse
@@ -51,7 +52,11 @@ def test_a_trial_forecasts_and_leaves_the_policy_as_it_is(
     found = made.to_json()
     assert found["groups"] >= 64 and found["completions"] == 8
     assert {"1", "2", "4"} == found["pass_at"].keys()
-    assert found["minutes"]["steps"] == pytest.approx(500 * found["minutes"]["step"])
+    assert made.sampled.course.trend == 0, "nothing is learned in a trial"
+    factor = found["last_length"] / found["mean_length"]
+    step, steps = (60 * found["minutes"][name] for name in ("step", "steps"))
+    assert min(1.0, factor) * 500 * step <= steps * (1 + 1e-9)
+    assert steps <= max(1.0, factor) * 500 * step * (1 + 1e-9)
     assert found["detectable"] == {"modular_test": None}  # too few problems to show any
     assert "none on modular_test, which has too few problems" in notice.message
     assert json.loads(json.dumps(found)) == found
@@ -150,12 +155,48 @@ def test_whole_batches_tell_the_pace() -> None:
     """A stage that is continued may be forecast at any step."""
     steps = [
         {"step": float(i + 1), "step_time": 9.0 if i % 4 == 0 else 1.0, "timing/training": 1.0}
+        | {"num_tokens": 48.0 * (i // 4 + 1)}
         | ({"timing/generation": 8.0, "completions/mean_length": 5.0} if i % 4 == 0 else {})
         for i in range(11)
     ]
     for many in (4, 6, 8, 10, 11):
-        pace = pace_of(steps[:many], 4)
+        pace = pace_of(steps[:many], 4, 6)
         assert (pace.parts["generation"], pace.step, pace.tokens) == (2.0, 3.0, 5.0)
+        assert pace.share == 0.625  # 5 of 8 tokens, of batches of 6 completions
+
+
+def test_groups_thrown_away_are_not_trained_on() -> None:
+    """trl counts their tokens with the others'."""
+    row = {"step": 3.0, "step_time": 1.0, "completions/mean_length": 5.0, "num_tokens": 480.0}
+    thrown = row | {"num_tokens": 960.0, "dynamic_sampling/thrown_away": 0.5}
+    assert pace_of([row], 1, 16).share == pace_of([thrown], 1, 16).share == 0.5
+    assert pace_of([{**row, "num_tokens": 0.0}], 1, 16).share == 1.0
+
+
+def test_a_price_for_length_is_in_the_minutes(tmp_path: Path) -> None:
+    """Rollouts whose completions become shorter, and whose shortest one is right."""
+    rows = [
+        {"step": float(step), "step_time": 6.0, "timing/generation": 6.0}
+        | {"completions/mean_length": 80.0}
+        for step in range(1, 9)
+    ]
+    rollouts = [
+        {"step": step, "group": group, "completion": "x" * (400 - 30 * step + 10 * group + 50 * i)}
+        | {"reward": 1.0 - i, "truncated": False}
+        for step in range(1, 9)
+        for group in range(8)
+        for i in range(2)
+    ]
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
+    found = sampled_groups(tmp_path, rows, "the first 8 steps")
+    assert len(found.groups) == 64 and found.course.seen == 8
+    assert found.course.trend < -0.05 and -0.2 < found.course.pull < -0.05
+    wanted, plan = recipe(tmp_path, grpo(steps=80)), {"steps": 80, "group": {"size": 2}}
+    stage = GrpoStage.model_validate({**plan, "sampling": {"max_tokens": 96}})
+    pace = replace(pace_of(rows, 1, 16), spent=48.0, done=8)
+    made = forecast_of(wanted, stage, found, pace)
+    assert made.last_length < 60
+    assert 48 / 60 < made.minutes["stage"] < 0.8 * 8 and made.minutes["step"] == 0.1
 
 
 def test_a_run_forecasts_once_and_says_what_happened(
