@@ -37,6 +37,7 @@ CLEAR = 0.7
 groups that are all flat. With fewer, a verdict that nothing is learned would be a guess."""
 _SURE = 3.0  # standard errors that a mean reward must have moved by
 _ALMOST = 1e-9
+_CHANGED = 0.2  # of the length: below it no word is said of the change
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,14 @@ class Forecast:
     def last_length(self) -> float:
         """The mean length of completions that is expected at the stage's end, in tokens."""
         return self.pace.tokens * (self._factors or [1.0])[-1]
+
+    @property
+    def change_of_length(self) -> str:
+        """What the minutes take the length to become, in words; "" for a change below a fifth."""
+        now, then = self.pace.tokens, self.last_length
+        if not now or abs(then / now - 1) < _CHANGED:
+            return ""
+        return f", with completions from {now:.0f} tokens now to about {then:.0f}"
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -104,7 +104,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         spent = time.perf_counter() - self.started - self.validating
         spent += sum(row["step_time"] for row in self.before)
         if made := forecast_first_steps(self.job, self.rows, spent):
-            minutes = f"{made.minutes['stage']:.1f} min"
+            minutes = f"{made.minutes['stage']:.1f} min{made.change_of_length}"
             self.view.note(f"stage {self.job.stage.name}, forecast: {made.sentence}; {minutes}")
 
     def make_up(self, step: int) -> None:

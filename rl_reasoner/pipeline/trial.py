@@ -164,8 +164,8 @@ def _notice(made: Forecast) -> Notice:
     rate = f", {tokens:,.0f} tokens/s sampled" if tokens else ""
     message = (
         f"stage {made.plan.name}: {made.sentence} ({made.sampled.of}); {minutes['step']:.2g} min a "
-        f"step{rate}, {minutes['stage']:.3g} min for the stage, {minutes['end']:.2g} min for each "
-        "evaluation before and after it"
+        f"step{rate}, {minutes['stage']:.3g} min for the stage{made.change_of_length}, "
+        f"{minutes['end']:.2g} min for each evaluation before and after it"
     )
     if shown := made.detectable:
         least = ", ".join(

@@ -42,6 +42,11 @@ def _rows(stage: StageRecord) -> Iterator[list[Child]]:
     if useful is not None and completions:
         seen = short_number((1 - fmean(flat)) * completions) if flat and outcome else "–"
         yield ["Useful completions per step", short_number(useful), seen]
+    if (tokens := number(made.get("last_length"))) is not None:
+        became = stage.series("completions/mean_length")[1] if outcome else []
+        last = became[-max(1, len(became) // 10) :]  # one batch alone says little
+        said = short_number(fmean(last)) if last else "–"
+        yield ["Tokens of a completion at the end", short_number(tokens), said]
 
 
 def _remark(stage: StageRecord) -> str:

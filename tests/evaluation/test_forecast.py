@@ -201,6 +201,8 @@ def test_shorter_completions_take_less_time() -> None:
     assert 500 < short.minutes["steps"] * 60 < 560 and short.minutes["step"] == 7 / 60
     assert short.last_length == pytest.approx(15) and whole.last_length == 30
     assert short.to_json()["last_length"] == short.last_length
+    assert short.change_of_length == ", with completions from 30 tokens now to about 15"
+    assert whole.change_of_length == ""
 
 
 def test_no_completion_grows_beyond_the_longest() -> None:

@@ -13,6 +13,7 @@ FORECAST: dict[str, Any] = {
     "of": "the first 4 steps",
     "completions": 128,
     "useful_completions": 76.8,
+    "last_length": 43.25,
     "minutes": {"stage": 2.0, "steps": 1.5},
     "detectable": {"modular_test": 0.045},
 }
@@ -38,6 +39,9 @@ def test_a_forecast_stands_beside_its_outcome(tmp_path: Path) -> None:
         "Least gain that the evaluations can show: 4.5 points on modular_test.",
     ):
         assert shown in parsed.text, shown
+    cells = [text for text in parsed.texts if text.strip()]
+    _, expected, became = cells[(at := cells.index("Tokens of a completion at the end")) : at + 3]
+    assert expected == "43.2" and 30 < float(became) < 70
 
 
 def test_of_a_stage_that_was_interrupted_its_steps_are_compared(tmp_path: Path) -> None:
