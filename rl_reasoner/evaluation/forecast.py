@@ -82,11 +82,11 @@ class SampledGroups:
 
 @dataclass(frozen=True)
 class StepPace:
-    """Seconds of a step by part (generation, reward, training, rest), and longest completion.
+    """Means: seconds of a step by part (generation, reward, training, rest), a completion's tokens.
 
     Of a batch that several steps train on, each has its share of the generation and the reward.
-    `share`: of the tokens that a step trains on, prompts among them, those of completions. `spent`
-    are the seconds that the stage has taken so far, for `done` steps; both 0 before it.
+    `share` is that of completions in all tokens that a step trains on, with prompts. `spent` are
+    the seconds that the stage has taken so far, for `done` steps; both 0 before it.
     """
 
     parts: Mapping[str, float]
@@ -101,7 +101,7 @@ class StepPace:
         return math.fsum(self.parts.values())
 
     def longer(self, factor: float) -> float:
-        """Seconds that a step takes more with completions of `factor` times the length (less: < 0).
+        """How many seconds longer a step takes with completions `factor` times as long.
 
         Sampling goes by the length of completions, the training pass by theirs with the prompts'.
         """
@@ -279,11 +279,11 @@ class Forecast:
 
     @property
     def minutes(self) -> dict[str, float]:
-        """Minutes of a step as it is now, of all steps, of the evaluations among them, of the whole
-        stage with these, and of the evaluation before or after it.
+        """Minutes of one of the first steps, of all steps, of the evaluations among them, of the
+        whole stage with these, and of the evaluation before or after it.
 
-        The steps to come go by the expected length of completions. Where dynamic sampling has not
-        yet run, its rounds are added to sampling and scoring.
+        The steps to come, and the evaluations among them, go by the expected length of completions.
+        Where dynamic sampling has not yet run, its rounds are added to sampling and scoring.
         """
         pace, plan = self.pace, self.plan
         more = 0.0
@@ -291,8 +291,9 @@ class Forecast:
             factor = groups_sampled(self.flat.share, plan.prompts, plan.refills) / plan.prompts
             more = (factor - 1) * (pace.parts.get("generation", 0) + pace.parts.get("reward", 0))
         step = pace.step + more
-        validation = self.evals.validation * self.evals.validations
-        to_come = math.fsum(step + pace.longer(factor) for factor in self._factors)
+        factors = self._factors
+        validation = self.evals.validation * self.evals.validations * fmean(factors or [1.0])
+        to_come = math.fsum(step + pace.longer(factor) for factor in factors)
         seconds = {
             "step": step,
             "steps": pace.done * step + to_come,
@@ -304,10 +305,9 @@ class Forecast:
 
     @property
     def _factors(self) -> list[float]:
-        """The length of completions in each step to come, as a share of what it is now."""
+        """The length of completions in each step to come, as a share of the first steps'."""
         most = self.plan.longest / self.pace.tokens if self.pace.tokens else 1.0
-        steps = self.plan.steps - self.pace.done
-        return [min(factor, max(1.0, most)) for factor in self.sampled.course.factors(steps)]
+        return self.sampled.course.factors(self.plan.steps - self.pace.done, most)
 
     @property
     def last_length(self) -> float:
@@ -316,11 +316,11 @@ class Forecast:
 
     @property
     def change_of_length(self) -> str:
-        """What the minutes take the length to become, in words; "" for a change below a fifth."""
-        now, then = self.pace.tokens, self.last_length
-        if not now or abs(then / now - 1) < _CHANGED:
+        """The length that the minutes assume, in words; "" for a change below a fifth."""
+        first, last = self.pace.tokens, self.last_length
+        if not first or abs(last / first - 1) < _CHANGED:
             return ""
-        return f", with completions from {now:.0f} tokens now to about {then:.0f}"
+        return f", with completions from {first:.0f} to about {last:.0f} tokens"
 
     @property
     def tokens_per_second(self) -> float | None:

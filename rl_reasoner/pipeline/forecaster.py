@@ -31,6 +31,7 @@ from rl_reasoner.foreign import json_object, mapping
 from rl_reasoner.pipeline.stage_trainers import Job
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.recipe.stages import GrpoStage
+from rl_reasoner.scoring.batch import POLICY_TEXT
 
 FORECAST_FILE = "forecast.json"
 _SHARE = 0.2  # of a stage's steps, the most that a forecast waits for
@@ -92,14 +93,14 @@ def _problems(name: str, limit: int | None) -> int:
 def sampled_groups(folder: Path, rows: Sequence[Metrics], of: str) -> SampledGroups:
     """The groups that the steps of a stage sampled; `rows` are the steps' metrics.
 
-    Rollouts tell lengths in characters: what a course needs is how they move.
+    Rollouts tell lengths in characters, the policy's own: what a course needs is how they move.
     """
     found: dict[tuple[int, int], list[tuple[int, float | None]]] = {}
     cut = []
     last = int(rows[-1]["step"])
     for row in read_jsonl(folder / "rollouts.jsonl"):
         if row["step"] <= last:
-            measured = len(row["completion"]), row["reward"]
+            measured = len(row.get(POLICY_TEXT, row["completion"])), row["reward"]
             found.setdefault((row["step"], row["group"]), []).append(measured)
             cut.append(row["truncated"])
     groups: list[Totals] = [[reward for _, reward in group] for group in found.values()]
@@ -118,18 +119,20 @@ def pace_of(rows: Sequence[Metrics], once: int, completions: int) -> StepPace:
     parts = {part: fmean(row.get(f"timing/{part}", 0.0) for row in timed) for part in _PARTS}
     whole = fmean(row["step_time"] for row in timed)
     parts["rest"] = max(0.0, whole - sum(parts.values()))
-    tokens = _mean(rows, "completions/mean_length")
-    return StepPace(parts, tokens, _share(rows[-1], tokens, once, completions, _thrown_away(rows)))
+    tokens = _mean(timed, "completions/mean_length")
+    return StepPace(parts, tokens, _share(batches, completions))
 
 
-def _share(row: Metrics, tokens: float, once: int, completions: int, thrown: float) -> float:
-    """The share of completions in all tokens, which trl counts up to the step of `row`.
+def _share(rows: Sequence[Metrics], completions: int) -> float:
+    """The share of completions in all tokens that trl has counted, without those of tools.
 
-    With dynamic sampling those of the groups that it has thrown away are counted, too.
+    It counts in steps that sample a batch; of dynamic sampling, also groups that are thrown away.
     """
-    sampled = -(-int(row["step"]) // once) * completions / max(1e-9, 1 - thrown)
-    whole = row.get("num_tokens", 0.0) / sampled
-    return min(1.0, tokens / whole) if whole else 1.0
+    counted = [row for row in rows if "num_tokens" in row]
+    thrown = [row.get("dynamic_sampling/thrown_away", 0.0) for row in counted]
+    sampled = completions * sum(1 / max(1e-9, 1 - share) for share in thrown)
+    whole = counted[-1]["num_tokens"] / sampled if counted else 0.0
+    return min(1.0, _mean(rows, "completions/mean_length") / whole) if whole else 1.0
 
 
 def _thrown_away(rows: Sequence[Metrics]) -> float:

@@ -195,14 +195,23 @@ def test_shorter_completions_take_less_time() -> None:
     """Sampling goes by their length; of the training pass, their share of the tokens."""
     pace = StepPace({"generation": 2.0, "reward": 1.0, "training": 4.0}, 30.0, share=0.5)
     assert pace.longer(0.5) == pytest.approx(-2.0) and pace.longer(1.0) == 0
-    halves = LengthCourse(pull=math.log(0.5))
+    halves = LengthCourse(pull=math.log(0.5), least=-1.0)
     whole, short = (made([SOME] * 8, pace=pace, course=c) for c in (LengthCourse(), halves))
     assert whole.minutes["steps"] * 60 == pytest.approx(700)
     assert 500 < short.minutes["steps"] * 60 < 560 and short.minutes["step"] == 7 / 60
     assert short.last_length == pytest.approx(15) and whole.last_length == 30
     assert short.to_json()["last_length"] == short.last_length
-    assert short.change_of_length == ", with completions from 30 tokens now to about 15"
+    assert short.change_of_length == ", with completions from 30 to about 15 tokens"
     assert whole.change_of_length == ""
+
+
+def test_evaluations_while_it_trains_go_by_the_length_too() -> None:
+    evals = PlannedEvals(validation=60.0, validations=10)
+    minutes = [
+        made([SOME] * 8, evals=evals, course=LengthCourse(pull=pull, least=-9.0)).minutes
+        for pull in (0.0, math.log(0.25))
+    ]
+    assert minutes[0]["validation"] == 10 and 2.5 < minutes[1]["validation"] < 5
 
 
 def test_no_completion_grows_beyond_the_longest() -> None:

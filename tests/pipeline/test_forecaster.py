@@ -53,10 +53,10 @@ def test_a_trial_forecasts_and_leaves_the_policy_as_it_is(
     assert found["groups"] >= 64 and found["completions"] == 8
     assert {"1", "2", "4"} == found["pass_at"].keys()
     assert made.sampled.course.trend == 0, "nothing is learned in a trial"
-    factor = found["last_length"] / found["mean_length"]
-    step, steps = (60 * found["minutes"][name] for name in ("step", "steps"))
-    assert min(1.0, factor) * 500 * step <= steps * (1 + 1e-9)
-    assert steps <= max(1.0, factor) * 500 * step * (1 + 1e-9)
+    factors = made.sampled.course.factors(500, 8 / found["mean_length"])
+    steps = sum(made.pace.step + made.pace.longer(factor) for factor in factors)
+    assert 60 * found["minutes"]["steps"] == pytest.approx(steps)
+    assert found["last_length"] == pytest.approx(factors[-1] * found["mean_length"])
     assert found["detectable"] == {"modular_test": None}  # too few problems to show any
     assert "none on modular_test, which has too few problems" in notice.message
     assert json.loads(json.dumps(found)) == found
@@ -137,7 +137,7 @@ def test_steps_that_share_a_batch_share_its_sampling(tmp_path: Path) -> None:
     assert [row["step"] for row in sampled] == [1, 5], "of a batch, the first step samples"
     assert made["seconds"]["generation"] == pytest.approx(sampled[1]["timing/generation"] / 4)
     lengths = [row["completions/mean_length"] for row in sampled]
-    assert made["mean_length"] == pytest.approx(sum(lengths) / 2)
+    assert made["mean_length"] == lengths[1], "of the batch whose seconds count"
     rate = made["mean_length"] * 8 / sampled[1]["timing/generation"]
     assert made["tokens_per_second"] == pytest.approx(rate)
 
@@ -151,12 +151,16 @@ def test_a_trial_samples_for_each_of_its_steps(tmp_path: Path) -> None:
     assert each == pytest.approx(batch_s / 8), "an evaluation samples each of its completions"
 
 
+def _counted(length: float, tokens: float) -> dict[str, float]:
+    """What trl logs of a batch when it samples it; `tokens`: of all batches so far."""
+    return {"completions/mean_length": length, "num_tokens": tokens}
+
+
 def test_whole_batches_tell_the_pace() -> None:
     """A stage that is continued may be forecast at any step."""
     steps = [
         {"step": float(i + 1), "step_time": 9.0 if i % 4 == 0 else 1.0, "timing/training": 1.0}
-        | {"num_tokens": 48.0 * (i // 4 + 1)}
-        | ({"timing/generation": 8.0, "completions/mean_length": 5.0} if i % 4 == 0 else {})
+        | ({"timing/generation": 8.0, **_counted(5.0, 48.0 * (1 + i // 4))} if i % 4 == 0 else {})
         for i in range(11)
     ]
     for many in (4, 6, 8, 10, 11):
@@ -167,10 +171,25 @@ def test_whole_batches_tell_the_pace() -> None:
 
 def test_groups_thrown_away_are_not_trained_on() -> None:
     """trl counts their tokens with the others'."""
-    row = {"step": 3.0, "step_time": 1.0, "completions/mean_length": 5.0, "num_tokens": 480.0}
-    thrown = row | {"num_tokens": 960.0, "dynamic_sampling/thrown_away": 0.5}
-    assert pace_of([row], 1, 16).share == pace_of([thrown], 1, 16).share == 0.5
-    assert pace_of([{**row, "num_tokens": 0.0}], 1, 16).share == 1.0
+    steps = [
+        {"step": float(i + 1), "step_time": 1.0, **_counted(5.0, 10.0 * 16 * drawn)}
+        | {"dynamic_sampling/thrown_away": thrown}
+        for i, (thrown, drawn) in enumerate([(0.0, 1), (0.8, 6), (0.5, 8)])
+    ]
+    assert pace_of(steps, 1, 16).share == pytest.approx(0.5)
+    assert pace_of([{"step": 1.0, "step_time": 1.0}], 1, 16).share == 1.0
+
+
+def test_the_answers_of_tools_are_no_length_of_the_policy(tmp_path: Path) -> None:
+    own = [
+        {"step": 1, "group": g, "completion": "x" * 50 + "answer" * i, "policy_text": "x" * 50}
+        | {"reward": float(i > 1), "truncated": False}
+        for g in range(16)
+        for i in range(4)
+    ]
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    found = sampled_groups(tmp_path, [{"step": 1.0, "step_time": 1.0}], "the first step")
+    assert found.course.pull == 0 and len(found.groups) == 16
 
 
 def test_a_price_for_length_is_in_the_minutes(tmp_path: Path) -> None:
@@ -190,7 +209,9 @@ def test_a_price_for_length_is_in_the_minutes(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
     found = sampled_groups(tmp_path, rows, "the first 8 steps")
     assert len(found.groups) == 64 and found.course.seen == 8
-    assert found.course.trend < -0.05 and -0.2 < found.course.pull < -0.05
+    assert (
+        found.course.trend < -0.05 and -0.2 < found.course.pull < -0.05 and found.course.least < 0
+    )
     wanted, plan = recipe(tmp_path, grpo(steps=80)), {"steps": 80, "group": {"size": 2}}
     stage = GrpoStage.model_validate({**plan, "sampling": {"max_tokens": 96}})
     pace = replace(pace_of(rows, 1, 16), spent=48.0, done=8)
