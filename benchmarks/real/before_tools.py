@@ -9,7 +9,7 @@ Qwen's form, with the same eight examples as turns. An example has the same thou
 comments of a program, whose output the sandbox gives, or as sentences with the sums done. No
 example is from a public set. `recipe` is the prompt of the recipe tool_qwen_coder, and `unrun` the
 same without the tool, so that the policy says itself what its program would print. `own` asks for
-nothing but the answer's box. What came of it: recipes/README.md.
+nothing but the answer's box. What came of it: docs/real-models.md.
 """
 
 import argparse

@@ -58,7 +58,7 @@ from rl_reasoner.types import Row
 _LOOKED_AT = 256  # prompts that are measured
 _SMALL = 50_000_000  # parameters; smaller models take larger learning rates
 # Learning rates that recipes train with, from a tenth of the smallest to ten times the largest:
-# (stage, small model) -> lowest, highest. recipes/README.md has the measured results.
+# (stage, small model) -> lowest, highest. Measured: recipes/README.md, docs/real-models.md.
 _RATES = {
     ("sft", True): (1e-5, 5e-2),
     ("sft", False): (1e-7, 5e-4),

@@ -38,6 +38,7 @@ READ_MOST = [
             "grpo",
             "moe",
             "r1",
+            "real-models",
             "reliability",
             "sandbox",
             "scaling",

@@ -68,7 +68,7 @@ def rows_of_real_runs(*, lenient: bool) -> Iterator[str]:
             yield f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize("document", [ENGLISH, "recipes/README.md"])
+@pytest.mark.parametrize("document", [ENGLISH, "docs/real-models.md"])
 def test_the_table_of_the_real_model_is_that_of_the_results(document: str) -> None:
     table = [line for line in read(document).splitlines() if "p < 0.001" in line or ", p 0" in line]
     shown = [line for line in table if re.match(r"\| \d+ \| (greedy|sampled)", line)]
