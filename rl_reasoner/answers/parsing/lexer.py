@@ -37,7 +37,7 @@ MAX_TOKENS = 2500
 class Doubt(StrEnum):
     """A spelling with a second meaning."""
 
-    GROUPED = "digits in brackets joined by a comma: a list, or thousands"
+    GROUPED = "digits among others in brackets, joined by a comma: a list, or thousands"
     EULER = "2e-1: a power of ten, or Euler's number"
     SOFT_UNIT = "5 m: a product, or metres"
     COMMON_LOG = "log without a base: natural, or of base ten"
@@ -56,6 +56,8 @@ _GROUP = re.compile(
     r"(?:(?P=s)\d{3})*(?!\d|,\d|\s\d)(?:\.\d+)?"
 )
 _LISTED = re.compile(r"\d,$")
+_OPENED = re.compile(r"(?:^|=|∈|\\in) ?(?:\\left ?)?(?:[(\[]|\\\{) ?\Z")
+_CLOSED = re.compile(r" ?(?:\\right ?)?(?:[)\]]|\\\})(?! ?[-+*/^\d\\])")
 _SEPARATORS = re.compile(r"[^\d.]")
 _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\(?:overline|bar|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\)(?![\d(])"
@@ -175,6 +177,8 @@ class _Lexer:
             return False  # 27,54,108: the first comma parts no thousands
         if self.depth == 0:
             return True
+        if _CLOSED.match(text, match.end()) and _OPENED.search(text[: match.start()][-12:]):
+            return False  # a point, an interval, a set: nobody writes a number so
         self.doubts.add(Doubt.GROUPED)
         return Doubt.GROUPED in self.choose
 
