@@ -1,18 +1,26 @@
 """Forecasts of finished runs beside what then happened, as a Markdown table.
 
-    python benchmarks/forecasts.py RUN [RUN ...]
+    python benchmarks/forecasts.py RUN [RUN ...] [--again]
 
 A row is a grpo stage with a forecast. Learned: the paired test between the evaluations before and
 after finds a gain (p < 0.05) on the first set, in samples where it was sampled; of a run with
 several grpo stages, or without evaluations, that the stage's reward rose. Minutes are the whole
 stage's with the evaluations in it; of a stage that was interrupted those of its steps alone.
+
+With `--again` the minutes are forecast once more, by the code as it is now and from the same first
+steps; the evaluations among the steps take the time that was forecast for them.
 """
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import mapping, number
+from rl_reasoner.pipeline.forecaster import first_steps, forecast_of, pace_of, sampled_groups
+from rl_reasoner.recipe.load import load_recipe
+from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.paired import add_paired_tests
 from rl_reasoner.report.run_data import Paired, RunData, StageRecord, read_run
 
@@ -53,10 +61,28 @@ def minutes(stage: StageRecord) -> tuple[float | None, float | None]:
     return number(planned.get("steps")), number(took.get("minutes_of_steps"))
 
 
-def rows(folder: Path) -> Iterator[tuple[str, bool | None, float | None]]:
+def forecast_again(folder: Path, found: StageRecord) -> StageRecord:
+    """The stage with the minutes that its first steps would be forecast now."""
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    [stage] = [s for s in recipe.stages if isinstance(s, GrpoStage) and s.name == found.name]
+    [at] = (folder / "stages").glob(f"*-{found.name}")
+    done = first_steps(stage)
+    metrics = [*read_jsonl(at / "metrics.jsonl")][:done]
+    spent = sum(row["step_time"] for row in metrics)
+    pace = pace_of(metrics, stage.loss.iterations, stage.group.prompts * stage.group.size)
+    made = forecast_of(
+        recipe, stage, sampled_groups(at, metrics, ""), replace(pace, spent=spent, done=done), 0.0
+    )
+    among = number(mapping(found.forecast.get("minutes")).get("validation")) or 0.0
+    minutes = {**made.minutes, "stage": made.minutes["stage"] + among}
+    return replace(found, forecast={**found.forecast, "minutes": minutes})
+
+
+def rows(folder: Path, again: bool) -> Iterator[tuple[str, bool | None, float | None]]:
     """(row, was the direction right, minutes taken over forecast) of each forecast in a run."""
     run = add_paired_tests(read_run(folder))
     stages = [stage for stage in run.stages if stage.forecast]
+    stages = [forecast_again(folder, stage) for stage in stages] if again else stages
     for stage in stages:
         words, learned = outcome(run, stage, alone=len(stages) == 1)
         up = stage.forecast.get("direction") == "up"
@@ -79,10 +105,12 @@ def main() -> None:
     """Print the table of the runs that are given, and what it comes to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--again", action="store_true", help="forecast the minutes once more")
+    given = parser.parse_args()
     print(HEAD)
     judged, ratios = [], []
-    for folder in parser.parse_args().runs:
-        for row, right, ratio in rows(folder):
+    for folder in given.runs:
+        for row, right, ratio in rows(folder, given.again):
             print(row)
             judged += [right] if right is not None else []
             ratios += [max(ratio, 1 / ratio)] if ratio else []
