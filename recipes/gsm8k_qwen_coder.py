@@ -8,7 +8,7 @@
 3,200 completions for training rows; the first 500 test problems, which no setting was chosen on,
 are evaluated before and after. The prompt is plain text with four short examples: as a chat this
 model reasons in three times the tokens, every ninth completion is cut off at 400 of them, and 50
-steps of half as many completions showed no gain (recipes/README.md). Adapter, rate and batch are
+steps of half as many completions showed no gain (docs/real-models.md). Adapter, rate and batch are
 those of `tool_qwen_coder`.
 """
 

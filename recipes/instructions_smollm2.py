@@ -9,7 +9,7 @@
 prompt, generated, checked by program; a response earns 1 when it follows all. The generator writes
 half of its prompts in Chinese, which this model hardly knows: the files that `make real` makes
 (benchmarks/real/splits.py) hold the English ones. 3,200 completions; responses are short so that
-two cores draw them in an afternoon. What came of it: recipes/README.md.
+two cores draw them in an afternoon. What came of it: docs/real-models.md.
 """
 
 from rl_reasoner import Recipe

@@ -11,7 +11,7 @@ and after, and HumanEval. No system prompt: the model as it comes explains its f
 it, in 266 tokens of a greedy answer, and learns here to answer in 48 to 79. Longer answers than
 230 tokens cost up to a point, prompts that are right sometimes are drawn more often, and the rate
 falls to 0. With a system prompt that asks for the function alone a step is cheaper, samples end
-two points higher, and greedy answers gain less: recipes/README.md has what was tried. The adapter
+two points higher, and greedy answers gain less: docs/real-models.md has what was tried. The adapter
 is that of `tool_qwen_coder`.
 """
 

@@ -7,7 +7,7 @@
 
 The policy writes a program, reads what it printed, and says the answer; the reward is for right
 answers alone. The prompt is plain text with one example: as a chat, and asked for a program, this
-model mostly reasons in prose, in more than twice the tokens (recipes/README.md). Like ToRL
+model mostly reasons in prose, in more than twice the tokens (docs/real-models.md). Like ToRL
 (arXiv 2503.23383). Without the tool:
 `rl-reasoner eval POLICY --tools none --template boxed --max-tokens 400`.
 """

@@ -7,7 +7,7 @@
 SmolLM2-135M-Instruct solves few of these as it comes, and writes long chains with no box. 25
 supervised steps on equations teach the form; "before" is after them. GRPO's only reward is a right
 number in the box. The rows are MAWPS, ASDiv and SVAMP as benchmarks/real/splits.py writes them.
-What it came to on test rows, and what was tried before: recipes/README.md.
+What it came to on test rows, and what was tried before: docs/real-models.md.
 """
 
 from rl_reasoner import Recipe
