@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rl_reasoner.files import read_jsonl
 from rl_reasoner.foreign import mapping, number
-from rl_reasoner.pipeline.forecaster import first_steps, forecast_of, pace_of, sampled_groups
+from rl_reasoner.pipeline.forecaster import first_steps, forecast_from
 from rl_reasoner.recipe.load import load_recipe
 from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.report.paired import add_paired_tests
@@ -66,13 +65,10 @@ def forecast_again(folder: Path, found: StageRecord) -> StageRecord:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     [stage] = [s for s in recipe.stages if isinstance(s, GrpoStage) and s.name == found.name]
     [at] = (folder / "stages").glob(f"*-{found.name}")
-    done = first_steps(stage)
-    metrics = [*read_jsonl(at / "metrics.jsonl")][:done]
-    spent = sum(row["step_time"] for row in metrics)
-    pace = pace_of(metrics, stage.loss.iterations, stage.group.prompts * stage.group.size)
-    made = forecast_of(
-        recipe, stage, sampled_groups(at, metrics, ""), replace(pace, spent=spent, done=done), 0.0
-    )
+    first = found.metrics[: first_steps(stage)]
+    made = forecast_from(recipe, stage, at, first, sum(row["step_time"] for row in first), 0.0)
+    if made is None:
+        return found
     among = number(mapping(found.forecast.get("minutes")).get("validation")) or 0.0
     minutes = {**made.minutes, "stage": made.minutes["stage"] + among}
     return replace(found, forecast={**found.forecast, "minutes": minutes})

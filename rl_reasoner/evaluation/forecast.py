@@ -11,6 +11,7 @@ is made of, `benchmarks/forecasts.py` holds forecasts against what then happened
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, variance
 from typing import Any, Literal
 
@@ -303,7 +304,7 @@ class Forecast:
         }
         return {name: value / 60 for name, value in seconds.items()}
 
-    @property
+    @cached_property
     def _factors(self) -> list[float]:
         """The length of completions in each step to come, as a share of the first steps'."""
         most = self.plan.longest / self.pace.tokens if self.pace.tokens else 1.0

@@ -9,7 +9,7 @@ what is best in its group. Pure; `forecast` turns the course into minutes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, linear_regression, stdev
 
 _ARRIVED = 0.5  # share of the steps to come after which the pull has done its work
 _STEPS = 4  # below so many, the noise that a step's groups share cannot be told from a trend
@@ -97,7 +97,8 @@ def _trend(steps: Sequence[int], lengths: Sequence[float]) -> float:
     particular to a step.
     """
     of_steps = {
-        step: [n for s, n in zip(steps, lengths, strict=True) if s == step] for step in steps
+        step: [n for s, n in zip(steps, lengths, strict=True) if s == step]
+        for step in dict.fromkeys(steps)
     }
     if len(of_steps) < _STEPS:
         return 0.0
@@ -108,11 +109,10 @@ def _trend(steps: Sequence[int], lengths: Sequence[float]) -> float:
 
 def _slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     """The slope of `ys` by `xs` and its standard error; three points at least."""
-    middle, mean = fmean(xs), fmean(ys)
+    slope, level = linear_regression(xs, ys)
+    left = math.fsum((y - level - slope * x) ** 2 for x, y in zip(xs, ys, strict=True))
+    middle = fmean(xs)
     spread = math.fsum((x - middle) ** 2 for x in xs)
-    pairs = [(x - middle, y - mean) for x, y in zip(xs, ys, strict=True)]
-    slope = math.fsum(x * y for x, y in pairs) / spread
-    left = math.fsum((y - slope * x) ** 2 for x, y in pairs)
     return slope, math.sqrt(left / (len(xs) - 2) / spread)
 
 

@@ -105,7 +105,8 @@ def sampled_groups(folder: Path, rows: Sequence[Metrics], of: str) -> SampledGro
             cut.append(row["truncated"])
     groups: list[Totals] = [[reward for _, reward in group] for group in found.values()]
     course = course_of([MeasuredGroup(step, group) for (step, _), group in found.items()], last)
-    return SampledGroups(groups, of, fmean(cut) if cut else 0.0, _thrown_away(rows), course)
+    thrown = _mean(rows, "dynamic_sampling/thrown_away")
+    return SampledGroups(groups, of, fmean(cut) if cut else 0.0, thrown, course)
 
 
 def pace_of(rows: Sequence[Metrics], once: int, completions: int) -> StepPace:
@@ -135,10 +136,6 @@ def _share(rows: Sequence[Metrics], completions: int) -> float:
     return min(1.0, _mean(rows, "completions/mean_length") / whole) if whole else 1.0
 
 
-def _thrown_away(rows: Sequence[Metrics]) -> float:
-    return _mean(rows, "dynamic_sampling/thrown_away")
-
-
 def _mean(rows: Sequence[Metrics], key: str) -> float:
     """The mean of a metric over the steps that have it: those in which a batch is sampled."""
     return fmean([row[key] for row in rows if key in row] or [0.0])
@@ -158,25 +155,38 @@ def forecast_of(
     return forecast(plan, sampled, pace, evals)
 
 
-def forecast_first_steps(job: Job, rows: Sequence[Metrics], spent: float) -> Forecast | None:
-    """Forecast a stage in training from its steps so far, and write it; None without groups.
+def forecast_from(
+    recipe: Recipe,
+    stage: GrpoStage,
+    folder: Path,
+    rows: Sequence[Metrics],
+    spent: float,
+    answer_s: float | None,
+) -> Forecast | None:
+    """Forecast the stage in `folder` from its steps with the metrics `rows`; None without groups.
 
-    `spent`: seconds since its training began, without evaluations. What is written once stays: a
-    run that continues from before it takes the same steps again.
+    `spent`: seconds since its training began, without evaluations; `answer_s`: see `forecast_of`.
+    """
+    done = int(rows[-1]["step"])
+    of = "the first step" if done == 1 else f"the first {done} steps"
+    sampled = sampled_groups(folder, rows, of)
+    if not sampled.groups:
+        return None
+    pace = pace_of(rows, stage.loss.iterations, stage.group.prompts * stage.group.size)
+    return forecast_of(recipe, stage, sampled, replace(pace, spent=spent, done=done), answer_s)
+
+
+def forecast_first_steps(job: Job, rows: Sequence[Metrics], spent: float) -> Forecast | None:
+    """Forecast a stage in training from its steps so far, and write it; see `forecast_from`.
+
+    What is written once stays: a run that continues from before it takes the same steps again.
     """
     file, stage = job.folder / FORECAST_FILE, job.stage
     if not isinstance(stage, GrpoStage) or file.is_file():
         return None
-    done = int(rows[-1]["step"])
-    of = "the first step" if done == 1 else f"the first {done} steps"
-    sampled = sampled_groups(job.folder, rows, of)
-    if not sampled.groups:
-        return None
-    completions = stage.group.prompts * stage.group.size
-    pace = pace_of(rows, stage.loss.iterations, completions)
-    pace = replace(pace, spent=spent, done=done)
-    made = forecast_of(job.recipe, stage, sampled, pace, job.answer_s)
-    write_json(file, made.to_json())
+    made = forecast_from(job.recipe, stage, job.folder, rows, spent, job.answer_s)
+    if made is not None:
+        write_json(file, made.to_json())
     return made
 
 

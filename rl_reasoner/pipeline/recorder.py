@@ -63,9 +63,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 self.alarms.add(row)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock of a step."""
         self.begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate where it is time, close the hacking meter's step, stop where that is asked."""
         if self.watch is not None and state.global_step % self.job.recipe.evals.every == 0:
             with suppress(StepGivenUp), self.stop.cuts():  # `make_up` evaluates when it goes on
                 self.validated = self._evaluated(state.global_step)
@@ -78,10 +80,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the disk hold the ledger: a checkpoint counts on it."""
         if state.is_world_process_zero:
             self.job.ledger.sync()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say what stands after the last step here."""
         self.ended(state.global_step)
 
     def ended(self, step: int) -> None:
@@ -153,6 +157,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         return result.sets[name]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write a step's metrics, show them, tell alarms, and forecast when it is time."""
         if not logs or "train_runtime" in logs:  # the closing summary is no step
             return
         if not processes.is_main():

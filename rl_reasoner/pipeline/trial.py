@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rl_reasoner.errors import RunStopped, UserError
-from rl_reasoner.evaluation.forecast import PROMPTS, Forecast, SampledGroups, StepPace, widened
+from rl_reasoner.evaluation.forecast import PROMPTS, Forecast, StepPace, widened
 from rl_reasoner.files import read_jsonl
 from rl_reasoner.pipeline.forecaster import forecast_of, pace_of, sampled_groups
 from rl_reasoner.pipeline.placement import Placement
@@ -113,7 +113,7 @@ def _trial(
     cut_short = f", cut short of {PROMPTS} to save time" if len(groups) < PROMPTS else ""
     of = f"{len(groups)} sampled groups{cut_short}"
     course = replace(found.course, trend=0.0)  # the policy of a trial stays as it is
-    everything = SampledGroups(groups, of, found.truncated, course=course)
+    everything = replace(found, groups=groups, of=of, course=course)
     return forecast_of(recipe, stage, everything, pace)
 
 

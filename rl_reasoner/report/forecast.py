@@ -44,7 +44,7 @@ def _rows(stage: StageRecord) -> Iterator[list[Child]]:
         yield ["Useful completions per step", short_number(useful), seen]
     if (tokens := number(made.get("last_length"))) is not None:
         became = stage.series("completions/mean_length")[1] if outcome else []
-        last = became[-max(1, len(became) // 10) :]  # one batch alone says little
+        last = became[-max(1, len(became) // 10) :]  # of the last tenth of the batches
         said = short_number(fmean(last)) if last else "–"
         yield ["Tokens of a completion at the end", short_number(tokens), said]
 

@@ -177,7 +177,9 @@ class _Lexer:
             return False  # 27,54,108: the first comma parts no thousands
         if self.depth == 0:
             return True
-        if _CLOSED.match(text, match.end()) and _OPENED.search(text[: match.start()][-12:]):
+        if _CLOSED.match(text, match.end()) and _OPENED.search(
+            text, max(0, match.start() - 16), match.start()
+        ):
             return False  # a point, an interval, a set: nobody writes a number so
         self.doubts.add(Doubt.GROUPED)
         return Doubt.GROUPED in self.choose
