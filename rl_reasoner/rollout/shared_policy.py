@@ -7,6 +7,7 @@ both in the other process, whose parameters and buffers are that memory (on a CP
 module, stay where they are. Knows modules and tensors alone.
 """
 
+import copyreg
 import io
 import mmap
 import os
@@ -83,26 +84,29 @@ class _Sender(pickle.Pickler):
         return number, self.starts[number], obj.dtype, shape, isinstance(obj, nn.Parameter)
 
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, nn.Module) or type(obj).__reduce_ex__ is not object.__reduce_ex__:
+        """A module as pickle would send it, without its hooks; one that says how, as it says."""
+        if not isinstance(obj, nn.Module) or _reduces_itself(type(obj)):
             return NotImplemented
-        state = {
-            name: value
-            for name, value in vars(obj).items()
-            if name != "forward" and not _is_hook(value)
-        }
-        state |= {name: OrderedDict() for name in _HOOKS & state.keys()}
-        return _bare, (type(obj),), state
+        reduced: Any = obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        made, arguments, state, *rest = reduced
+        if isinstance(state, dict):
+            state = {k: v for k, v in state.items() if k != "forward" and not _is_hook(v)}
+            state |= {name: OrderedDict() for name in _HOOKS & state.keys()}
+        return made, arguments, state, *rest
+
+
+def _reduces_itself(kind: Any) -> bool:
+    """Whether pickle asks a class, or a table, how its objects are taken apart."""
+    if kind in copyreg.dispatch_table:
+        return True
+    names = ("__reduce__", "__reduce_ex__")
+    return any(getattr(kind, name) is not getattr(object, name) for name in names)
 
 
 def _is_hook(value: Any) -> bool:
     """Whether a module keeps the handles of hooks here, as transformers does for checkpointing."""
     handles = value if isinstance(value, list) else [value]
     return bool(handles) and all(isinstance(handle, RemovableHandle) for handle in handles)
-
-
-def _bare(kind: type[nn.Module]) -> nn.Module:
-    """A module without anything in it yet."""
-    return kind.__new__(kind)
 
 
 class _Receiver(pickle.Unpickler):
