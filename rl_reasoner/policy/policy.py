@@ -138,6 +138,7 @@ def whole_model(path: str, **settings: Any) -> Any:
             **settings,
             dtype=torch.float32,
             trust_remote_code=False,
+            use_kernels=False,  # they are code of a hub, which transformers fetches unasked
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by their names
         )

@@ -241,7 +241,7 @@ def compare_logits(policy: Policy, file: Path) -> float:
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-gguf-") as place:
         tokenizer = convert_to(file, Path(place))
         model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, trust_remote_code=False
+            place, dtype=torch.float32, trust_remote_code=False, use_kernels=False
         ).eval()
     policy.model.eval()
     largest, apart = 0.0, 0.0

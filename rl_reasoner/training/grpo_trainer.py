@@ -110,6 +110,8 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         if args is None:  # trl would make its own config, which does not start on a CPU
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = GRPOConfig(f"{name.split('/')[-1]}-GRPO")
+        if isinstance(model, str):  # transformers would fetch code from a hub for it, unasked
+            args.model_init_kwargs = {"use_kernels": False, **(args.model_init_kwargs or {})}
         if isinstance(model, nn.Module):  # before trl's own, less clear error
             check_auxiliary_loss(base_of(model), getattr(args, "router_aux_loss_coef", None))
         reward_funcs, args, named = with_punishment(reward_funcs, args, named)

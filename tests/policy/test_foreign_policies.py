@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from datasets import Dataset
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+from transformers import PreTrainedModel
 
-from rl_reasoner import open_policy
+from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy
 from rl_reasoner.distributed.shards import MODEL_SHARDS
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import room
 from rl_reasoner.policy.lora import add_lora
 from rl_reasoner.recipe.adapter import Lora
+from rl_reasoner.training.checkpointing.whole_checkpoints import load_whole
 from support.commands import Cli
 
 
@@ -289,6 +292,40 @@ def test_a_config_cannot_ask_for_a_kernel_from_elsewhere(part: str, saved: Path)
     file.write_text(json.dumps({**config, "attn_implementation": "someone/attention"}))
     with pytest.raises(UserError, match="'someone/attention', an attention kernel that is code"):
         open_policy(str(asked), device="cpu")
+
+
+@pytest.fixture
+def kernelized(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Models that kernels are fetched for, which transformers does unasked from 5.25 on."""
+    asked: list[Any] = []
+
+    def set_use_kernels(model: Any, use_kernels: Any, *given: Any, **named: Any) -> None:
+        if use_kernels:
+            asked.append(model)
+
+    monkeypatch.setattr(PreTrainedModel, "set_use_kernels", set_use_kernels)
+    return asked
+
+
+def test_no_kernels_are_fetched_for_a_policy(
+    kernelized: list[Any], saved: Path, tmp_path: Path
+) -> None:
+    policy = open_policy(str(saved), device="cpu")
+    load_whole(saved, policy.model)
+    add_lora(policy, Lora(rank=2), seed=0)
+    policy.save(tmp_path / "adapter")
+    open_policy(str(tmp_path / "adapter"), device="cpu")
+    assert not kernelized
+
+
+@pytest.mark.parametrize("own", [{}, {"use_kernels": True}], ids=["by itself", "asked for"])
+def test_no_kernels_are_fetched_for_a_model_by_name_unless_asked_for(
+    own: dict[str, Any], kernelized: list[Any], saved: Path, tmp_path: Path
+) -> None:
+    config = GRPOConfig(str(tmp_path / "out"), model_init_kwargs=own, beta=0.1, use_cpu=True)
+    rows = Dataset.from_dict({"prompt": ["1+1="]})
+    GRPOTrainer(str(saved), lambda **columns: [0.0], args=config, train_dataset=rows)
+    assert bool(kernelized) == bool(own)
 
 
 def test_brackets_without_end_are_one_message(saved: Path, cli: Cli) -> None:

@@ -29,7 +29,9 @@ def load_whole(checkpoint: Path, model: PreTrainedModel) -> None:
     By the config in memory: the checkpoint's own may ask for a kernel that is code.
     """
     with opened_whole():
-        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, config=model.config)
+        saved = type(model).from_pretrained(
+            checkpoint, dtype=model.dtype, config=model.config, use_kernels=False
+        )
     model.load_state_dict(saved.state_dict())
 
 
