@@ -86,12 +86,12 @@ DATA ?= ../shared/data
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
 	  echo "python3 -m venv is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 2; }
 
-.venv/user: .venv/bin/python pyproject.toml
+.venv/user: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing torch and the other packages into .venv; the first time this takes some minutes"
 	$(PY) .ci/install.py -e .
 	@touch $@
 
-.venv/dev: .venv/bin/python pyproject.toml
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing what tests need into .venv; the first time this takes some minutes"
 	$(PY) .ci/install.py -e '.[dev]'
 	@touch $@ .venv/user

@@ -1,9 +1,12 @@
 """The Makefile on machines that lack something: it says what, ends with 2, and leaves nothing."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ def make(folder: Path, python: str, *targets: str) -> subprocess.CompletedProces
     """`make` in a folder with the project's Makefile, with a Python that this script acts out."""
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copy(ROOT / "constraints.txt", folder)
     script = folder / "acted"
     script.write_text(f"#!/bin/sh\n{python}\n", encoding="utf-8")
     script.chmod(0o755)
@@ -82,3 +86,57 @@ Successfully installed torch-2.13.0 typing_extensions-4.15.0"""
         "    2 typing_extensions (44 kB)",
         "  all fetched; installing 2 packages",
     ]
+
+
+@pytest.mark.parametrize(
+    ("errors", "left"),
+    [
+        ("    The user requested (constraint) tri-ton_x==2.0", ["a==1"]),
+        ("ERROR: No matching distribution found for Tri.ton-X==2.0", ["a==1"]),
+        ("  ERROR: Failed building wheel for tri_ton_x", ["a==1"]),
+        ("ERROR: no space left", []),
+        ("    The user requested (constraint) torch<=2.13.0", []),
+    ],
+)
+def test_a_tested_version_that_cannot_be_had_stops_no_installation(
+    errors: str, left: list[str]
+) -> None:
+    script = runpy.run_path(str(ROOT / ".ci" / "install.py"))
+    assert script["without"](["a==1", "tri_ton.x==2.0"], errors) == left
+
+
+def test_an_installation_goes_by_the_tested_versions_or_by_the_ranges(tmp_path: Path) -> None:
+    """With a pip of its own: it refuses one version, then all others for a reason unsaid."""
+    (tmp_path / "pip.py").write_text(
+        "import sys\n"
+        "named = open(sys.argv[sys.argv.index('-c') + 1]).read().split()\n"
+        "print('Downloading x-1.whl')\n"
+        "if 'sympy==0' in named:\n"
+        "    print('    The user requested (constraint) sympy==0')\n"
+        "sys.stderr.write('ERROR: it failed\\n' * bool(named))\n"
+        "sys.exit(bool(named))\n"
+    )
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "install.py", tmp_path / ".ci")
+    (tmp_path / "constraints.txt").write_text("# those\nrich==1\nsympy==0\n")
+    script = [sys.executable, tmp_path / ".ci" / "install.py", "-e", "."]
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(script, capture_output=True, text=True, env=path, timeout=60)
+    assert done.returncode == 0 and "ERROR" not in done.stderr
+    assert done.stdout.splitlines() == [
+        "    1 x",
+        "  cannot be installed here, by its range instead: sympy==0",
+        "    1 x",
+        "  cannot be installed here, by its range instead: the tested versions",
+        "    1 x",
+    ]
+
+
+def test_every_package_of_the_tests_has_a_tested_version() -> None:
+    """But torch: which build there is, a machine's index decides."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    names = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    named = {re.match(r"[\w.-]+", w)[0].lower().replace("_", "-") for w in wanted}  # type: ignore[index]
+    assert named - names == {"torch", "setuptools"}
