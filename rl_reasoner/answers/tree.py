@@ -159,6 +159,30 @@ def is_label(node: Node) -> bool:
     return is_derivative(node)
 
 
+def matrices_of(left: Node, right: Node) -> frozenset[str]:
+    """The capitals of two expressions that are read as matrices, whose factors do not commute.
+
+    They are where two of them meet and one is inverted or transposed, `AB^{-1}`. A quotient, or
+    the dimensions M, L and T, tell of numbers.
+    """
+    parts = [*walk(left), *walk(right)]
+    capitals = {p.name for p in parts if p.op == "sym" and len(p.name) == 1 and p.name.isupper()}
+    if len(capitals) < 2 or not any(map(_turns_a_matrix, parts)):
+        return frozenset()
+    below = [node for part in parts if part.op == "div" for node in walk(part.args[1])]
+    return frozenset() if any(node.name in capitals for node in below) else frozenset(capitals)
+
+
+def _turns_a_matrix(node: Node) -> bool:
+    if node.op != "pow":
+        return False
+    base, exponent = node.args
+    factors = base.args if base.op == "mul" else (base,)
+    named = all(f.op == "sym" and len(f.name) == 1 and f.name.isupper() for f in factors)
+    inverted = exponent.number == -1 or exponent.name in ("T", "\\top")
+    return named and inverted and factors[0].name not in ("M", "L", "T")
+
+
 def is_derivative(node: Node) -> bool:
     """Whether `node` is `dy/dx` of any order, of one name by another."""
     if node.op != "div":
@@ -170,14 +194,19 @@ def is_derivative(node: Node) -> bool:
 
 
 def is_worked_out(node: Node) -> bool:
-    """Whether `node` is a number with nothing left to calculate: `744`, `$7.50`, `-1/2`, `3e5`.
+    """Whether `node` is numbers with nothing left to calculate: `744`, `$7.50`, `-1/2`, `(1, 3e5)`.
 
     A fraction of whole numbers counts in lowest terms only, so `100/4` does not. Of a chain of
-    equal parts one worked out is enough: `900 - 156 = 744`.
+    equal parts one worked out is enough: `900 - 156 = 744`. Of an inequality, a list, a tuple or a
+    set every part is to be, names aside.
     """
-    if node.op == "rel":
-        return set(node.name.split()) == {"="} and any(map(is_worked_out, node.args))
-    if node.op in ("neg", "quantity"):
+    if node.op == "rel" and set(node.name.split()) == {"="}:
+        return any(map(is_worked_out, node.args))
+    if node.args and (node.op in _OF_PARTS or _is_named_point(node)):
+        worked_out = [is_worked_out(part) for part in node.args]
+        told = zip(node.args, worked_out, strict=True)
+        return any(worked_out) and all(done or is_label(part) for part, done in told)
+    if node.op in ("neg", "quantity") or (node.op == "pm" and len(node.args) == 1):
         return is_worked_out(node.args[0])
     numbers = [part.number for part in node.args if part.op == "num" and part.number is not None]
     if node.op == "div" and len(numbers) == 2 and all(n.denominator == 1 for n in numbers):
@@ -186,7 +215,17 @@ def is_worked_out(node: Node) -> bool:
         power = next(part for part in node.args if part.op != "num")
         exponents = [part.op == "num" for part in power.args]
         return power.op == "pow" and all(exponents) and power.args[0].number == 10
-    return node.op in ("num", "const")
+    return node.op in ("num", "const", "reals")
+
+
+_OF_PARTS = names("rel list seq set matrix union minus builder")
+
+
+def _is_named_point(node: Node) -> bool:
+    """Whether `node` is `P(1, 2)`, which is read as a product or as a function of two."""
+    if node.op == "mul":
+        return len(node.args) == 2 and node.args[1].op == "seq"
+    return node.op == "call" and node.name.startswith("?") and len(node.args) > 1
 
 
 def _of_segments(node: Node) -> bool:

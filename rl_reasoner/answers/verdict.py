@@ -11,7 +11,7 @@ from numbers import Number
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge, one_budget
 from rl_reasoner.answers.equality.compare import TreeComparison
-from rl_reasoner.answers.equality.shapes import Inconsistent, without_domain
+from rl_reasoner.answers.equality.shapes import Inconsistent, without_domain, without_integers
 from rl_reasoner.answers.extraction.extract import Extracted, answer_of, gold_of
 from rl_reasoner.answers.extraction.wording import (
     choice,
@@ -32,7 +32,9 @@ from rl_reasoner.answers.tree import Node, is_worked_out
 
 SHOWN = 80
 CACHED_GOLD = 20_000
+_QUANTIFIERS = frozenset({"forall", "exists", "nexists"})  # their order counts
 _BOLD = re.compile(r"^\*\*([^*]+)\*\*$")
+_LETTERS = "ABCDEFGHIJ"  # all from the first on are a name or an order rather than choices
 _COMMA = re.compile(r",\s+")  # 101, 103 and 101,103 are one list
 
 
@@ -90,15 +92,18 @@ def _gold(answer: str) -> Extracted:
 def left_to_do(completion: str, answer: str) -> str:
     """The answer of a right completion where it is a calculation (`900 - 156`), else empty.
 
-    Equal is not yet worked out: a policy that learns to write the calculation down would have the
-    verifier do the sum. Asked only where the gold is a plain number, so `2^{10}` may answer
-    `2^{10}`. Never raises on strings.
+    Equal is not yet worked out: a policy that learns to write the calculation down, or the question
+    itself (`\\int_0^3 x^2\\,dx`), would have the verifier do the sum. Where no rule finds a reading
+    equal, sympy has: those that only it could settle are asked about. Asked only where the gold is
+    worked out, so `2^{10}` may answer `2^{10}`. Never raises on strings.
     """
     try:
         gold = _gold(answer).texts
         if not gold or not _is_number(gold[0]):
             return ""
-        equal = [text for text in answer_of(completion).texts if compared(gold[0], text)[0]]
+        found = [(text, compared(gold[0], text)) for text in answer_of(completion).texts]
+        equal = [text for text, (how, _, _) in found if how]
+        equal = equal or [text for text, (_, undecided, _) in found if undecided]
         return "" if not equal or any(map(_is_value, equal)) else equal[0]
     except Exception:  # as in `fast_verdict`: the verdict before this one stands
         return ""
@@ -170,7 +175,8 @@ def by_choice(gold: str, given: str) -> str | None:
         others = choice_letters(given)
         if sorted(others) != sorted(several):
             return None
-        in_order = others == several or not has_ordered_letters(gold)
+        every = _LETTERS.startswith(unstyled(gold)) and has_ordered_letters(given)
+        in_order = others == several or not (every or has_ordered_letters(gold))
         return "same choices" if in_order else ""
     if wanted is None:
         return None
@@ -210,6 +216,9 @@ def by_trees(left: Reading, right: Reading) -> Equality:
     if not left.trees or not right.trees:
         side, trouble = ("gold", left.trouble) if not left.trees else ("answer", right.trouble)
         return "", (), f"not equal as text (the {side} is not mathematics: {trouble})"
+    if any(token.text in _QUANTIFIERS for token in (*left.tokens, *right.tokens)):
+        same = not set(left.trees).isdisjoint(right.trees)
+        return ("same expression" if same else ""), (), "" if same else "another order"
     with one_budget():
         return _by_trees(left, right)
 
@@ -221,7 +230,7 @@ def _by_trees(left: Reading, right: Reading) -> Equality:
     pairs += [(left.trees[0], given) for given in right.trees[1:]]
     for gold, given in pairs:
         try:
-            how = comparison.same(gold, without_domain(given, gold))
+            how = comparison.same(without_integers(gold, given), without_domain(given, gold))
         except (Inconsistent, TooLarge, RecursionError) as error:
             trouble = trouble or str(error)
             continue

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from rl_reasoner import verify
 from rl_reasoner.answers.verdict import left_to_do
+from rl_reasoner.hacking.maths import judge_maths
 from rl_reasoner.rewards.math_answer import math_answer
 
 
@@ -43,6 +44,37 @@ def test_a_calculation_left_to_do_is_not_the_answer(calculation: str) -> None:
         assert reason.startswith("a calculation left to do: ")
 
 
+@pytest.mark.parametrize(
+    ("calculation", "gold"),
+    [
+        (r"\int_0^1 (900-156)\,dx", "744"),
+        (r"\int_0^3 x^2\,dx", "9"),
+        (r"$\int_0^3 x^2\,dx$", "9"),
+        (r"x = \int_0^3 x^2\,dx", "9"),
+        (r"\int_0^3 x^2\,dx \text{ units}", "9"),
+        (r"\{\int_0^3 x^2\,dx\}", "9"),
+        (r"\int_0^1 (1/2)\,dx", "1/2"),
+        (r"\sum_{k=1}^{\infty} 2^{-k}", "1"),
+        (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"),
+        (r"\lim_{n\to\infty} (3 + 1/n)", "3"),
+        (r"(1, \int_0^1 2\,dx)", "(1, 2)"),
+        ("(3 - 2, 2)", "(1, 2)"),
+        (r"1, \int_0^1 2\,dx", "1, 2"),
+        ("x > 900 - 156", r"(744, \infty)"),
+        (r"\pm\sqrt 9", "3, -3"),
+        (r"\begin{pmatrix} 2 - 1 & 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+    ],
+)
+def test_neither_where_sympy_decides_nor_in_a_part_of_an_answer(
+    calculation: str, gold: str
+) -> None:
+    completion = f"So \\boxed{{{calculation}}}."
+    assert verify(completion, gold).value == 1.0
+    assert score(completion, gold) == 0.0
+    verdict, why = judge_maths(completion, gold, "What is it?", completion)
+    assert verdict == "disagrees" and why.startswith("a calculation left to do")
+
+
 def test_without_the_option_equal_is_right() -> None:
     assert math_answer("\\boxed{900 - 156}", "744").value == 1.0
 
@@ -77,6 +109,15 @@ def test_a_bare_last_line_too() -> None:
         ("-1.5 thousand", "-1500"),
         ("2 dozens", "24"),
         ("5 hundredths", "0.05"),
+        (r"\int_0^3 x^2\,dx = 9", "9"),
+        (r"x \in \{744\}", "744"),
+        ("P(1, 2)", "(1, 2)"),
+        ("x = 1, y = 2", "(1, 2)"),
+        ("x > 744", r"(744, \infty)"),
+        (r"\{x \mid x > 744\}", "x > 744"),
+        (r"\mathbb{R} \setminus \{0\}", r"x \ne 0"),
+        (r"\pm 3", "3, -3"),
+        ("1:2", "0.5 : 1"),
     ],
 )
 def test_a_value_is_an_answer(value: str, gold: str) -> None:
@@ -90,7 +131,9 @@ def test_the_letter_of_a_choice_with_its_text_is_an_answer(letter: str, gold: st
     assert score(f"\\boxed{{{letter}}}", gold) == 1.0
 
 
-@pytest.mark.parametrize("gold", ["2^{10}", "2\\sqrt{3}", "x + 1", "3!", "(1, 2)", "B"])
+@pytest.mark.parametrize(
+    "gold", ["2^{10}", "(1, \\sqrt{2})", "2\\sqrt{3}", "x + 1", "3!", "(1, 2)", "B"]
+)
 def test_only_plain_numbers_are_asked_to_be_worked_out(gold: str) -> None:
     assert score(f"\\boxed{{{gold}}}", gold) == 1.0
 

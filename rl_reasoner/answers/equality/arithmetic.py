@@ -206,12 +206,24 @@ def bounded(value: Fraction) -> Fraction:
 def matrix_power(ev: Precision, base: Value, times: Value) -> Value:
     """A whole power of a square matrix."""
     square = shape(base)[0] == shape(base)[1]
+    if times == -1 and shape(base) == (2, 2):
+        return _inverse(ev, base)
     if not (isinstance(times, Fraction) and times.denominator == 1 and 1 <= times <= 64 and square):
         raise Undefined("a power of a matrix that is not computed here")
     result = base
     for _ in range(int(times) - 1):
         result = multiplied(ev, result, base)
     return result
+
+
+def _inverse(ev: Precision, matrix: Value) -> Value:
+    (a, b), (c, d) = matrix
+    minus = multiplied(ev, Fraction(-1), multiplied(ev, b, c))
+    size = added(ev, [multiplied(ev, a, d), minus])
+    if size == 0:
+        raise Undefined("the inverse of a matrix that has none")
+    turned = ((d, multiplied(ev, Fraction(-1), b)), (multiplied(ev, Fraction(-1), c), a))
+    return multiplied(ev, powered(ev, size, Fraction(-1)), turned)
 
 
 def powered(ev: Precision, base: Value, exponent: Value) -> Value:

@@ -4,6 +4,7 @@
 "compare the first number": what has no rule for its two types is unequal.
 """
 
+import re
 from collections.abc import Sequence
 
 from rl_reasoner.answers.equality.arithmetic import TooLarge
@@ -28,7 +29,7 @@ from rl_reasoner.answers.equality.shapes import (
     split_unit,
 )
 from rl_reasoner.answers.equality.values import equal, proportional
-from rl_reasoner.answers.tree import Node, add, integer, letters, multiply, negative
+from rl_reasoner.answers.tree import Node, add, integer, letters, multiply, negative, spelled, walk
 
 MAX_STEPS = 6_000
 _GATHERED = ("list", "set", "pm")
@@ -76,6 +77,9 @@ class TreeComparison:
         gold_pairs, given_pairs = assignments(gold[0]), assignments(given[0])
         if gold_pairs and given_pairs:
             return self.assigned(gold_pairs, given_pairs)
+        for pairs, (_, label, body) in ((gold_pairs, given), (given_pairs, gold)):
+            if label is not None and {base(name) for name, _ in pairs} == {spelled(label)}:
+                return self.multiset([value for _, value in pairs], (body,))  # x_1 = 1, x_2 = 3
         if gold[1] is not None and given[1] is not None:
             if same_label(gold[1], given[1]):
                 return self.same(gold[2], given[2])
@@ -177,6 +181,8 @@ class TreeComparison:
             return self.in_order(gold.args, given.args) if given.op == "list" else ""
         if not pairs and given.op == "seq":
             return ""
+        if {gold.name, given.name} == {"and", "or"} and all(map(_is_said, gold.args + given.args)):
+            return ""
         if gold.op == given.op == "set" and not gold.args + given.args:
             return "both empty"
         return self.multiset((gold,), (given,))
@@ -251,6 +257,8 @@ class TreeComparison:
         based = bases((left, right))
         if based[0] and based[1] and based[0] != based[1]:
             return ""
+        if bool(gold_unit) != bool(given_unit) and _is_unreduced(gold_unit or given_unit, left):
+            return ""
         how = self.values(left, right)
         percents = [unit == "percent^1" for unit in (gold_unit, given_unit)]
         if how or percents[0] == percents[1]:
@@ -274,6 +282,19 @@ def _is_equation(node: Node) -> bool:
         arg.op in (*_GATHERED, *_SETS, "seq", "matrix", "rel", "text") for arg in node.args
     )
     return node.op == "rel" and len(node.args) == 2 and scalar and node.name in _EQUATED
+
+
+def _is_said(node: Node) -> bool:
+    """Whether `node` is a name that may be true or false, with no number in it."""
+    return node.op in ("sym", "call", "mul") and all(part.op != "num" for part in walk(node))
+
+
+def _is_unreduced(unit: str, value: Node) -> bool:
+    """Whether `unit` is of a residue that `value` is not: 42 is none modulo 7, and 3 is one."""
+    modulus = re.match(r"modulonum([a-j]+)\^1$", unit)
+    if modulus is None or value.number is None:
+        return False
+    return not 0 <= value.number < int("".join(str(ord(c) - ord("a")) for c in modulus[1]))
 
 
 _EQUATED = frozenset({"=", "!=", *_FLIPPED})

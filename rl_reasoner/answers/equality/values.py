@@ -29,7 +29,14 @@ from rl_reasoner.answers.equality.arithmetic import (
     shape,
     spend,
 )
-from rl_reasoner.answers.tree import Node, decimal_digits, is_undecidable, letters, spelled
+from rl_reasoner.answers.tree import (
+    Node,
+    decimal_digits,
+    is_undecidable,
+    letters,
+    matrices_of,
+    spelled,
+)
 
 MORE_DIGITS = 400
 POINTS = 14
@@ -178,6 +185,12 @@ def point_of(name: str, index: int) -> Fraction:
     return 4 + 5 * unit if index % 7 == 5 else -(2 + 3 * unit)
 
 
+def _matrix(name: str, index: int) -> Value:
+    """The fixed value of a letter that stands for a matrix."""
+    a, b, c, d = (point_of(f"{name}{place}", index) for place in range(4))
+    return (a, b), (c, d)
+
+
 def near(ev: Precision, left: Value, right: Value, exponent: int) -> bool:
     """Whether two numbers agree to a relative 10**-`exponent` (no absolute tolerance)."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
@@ -215,9 +228,12 @@ def constant(node: Node, digits: int = DIGITS) -> Value:
 def samples(left: Node, right: Node) -> Iterator[tuple[TreeEvaluator, Value, Value]]:
     """Both sides at the fixed points where both have a value; without letters, once as often."""
     names = [name.lstrip("?") for name in letters(left) | letters(right)]
+    matrices = matrices_of(left, right)
     points = POINTS if names else 1
     for index in range(points):
-        ev = TreeEvaluator({name: point_of(name, index) for name in names})
+        ev = TreeEvaluator(
+            {n: _matrix(n, index) if n in matrices else point_of(n, index) for n in names}
+        )
         try:
             values = ev.value(left), ev.value(right)
         except (Undefined, ZeroDivisionError, OverflowError):

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from rl_reasoner.answers.extraction.backslashes import undoubled
 from rl_reasoner.answers.extraction.boxes import last_boxes
 from rl_reasoner.answers.extraction.phrases import (
     BOLD,
@@ -20,8 +21,10 @@ from rl_reasoner.answers.extraction.phrases import (
     phrase,
     readable,
     sentences_of,
+    without_kind,
 )
 from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant, unstyled
+from rl_reasoner.answers.parsing.changing import changed, changed_before, denied
 from rl_reasoner.answers.parsing.lexer import closing_brace
 from rl_reasoner.answers.parsing.statements import read_answer
 from rl_reasoner.answers.tree import Unreadable
@@ -73,6 +76,8 @@ _THINK_IT_IS = re.compile(
     r"\b(?:I\s+(?:think|believe)|I'd\s+say)\s+(?:it'?s|it\s+is|the\s+\w+\s+is)\s+"
     r"(?=\(?[A-J]\)?[.\s]*$)"
 )
+_A_MARK = re.compile(r"[ \t>*_#-]*+A\**+\s?[:：](?=[\s*$\\(]|[-−]?\d)[ \t*]*+")
+_B_MARK = re.compile(r"(?:^|\n)[ \t>*_#(-]*+[B-E]\**+\s?[:：.)]")
 _OPTION_IS = re.compile(
     r"\b(?:option|choice)\s*\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
     re.IGNORECASE,
@@ -100,8 +105,9 @@ _STATES_FORMULA = re.compile(r"\b(?:is|are|equals)\s*+(?::\s*+)?(?=\$|\\\()")
 _FILLER = re.compile(
     r"^(?:\n(?:[ \t]*+>(?![ \t]*+=))++|[\s:：,*_#}]|\\n)*"  # a > is of a block quote
     r"(?:(?:simply|just|therefore|thus|hence|probably|likely|definitely|"
-    r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|below|"
-    r"equal to|approximately|about|exactly|either|only|actually|that|option|choice|选项)\b"
+    r"for sure|certainly|clearly|indeed|also|now|then|given by|as follows|the following|"
+    r"below(?=\s*+[:：\n])|equal to|approximately|about|exactly|either|only|actually|that|option"
+    r"|choice|选项)\b"
     r"[\s:：,]*)*",
     re.IGNORECASE,
 )
@@ -130,7 +136,7 @@ def answer_of(completion: str) -> Extracted:
     text = spoken(completion)
     if text is None:
         return Extracted((), "", "no final answer: the reasoning never ends")
-    text = text[-TAIL:]
+    text = undoubled(text[-TAIL:])
     boxes = last_boxes(text)
     if boxes is not None:
         override = _MINERVA.search(text, text.rfind("boxed"))
@@ -195,12 +201,13 @@ def last_formula(text: str) -> tuple[int, int, str] | None:
 
 def _boxed(contents: tuple[str, ...]) -> Extracted:
     if len(contents) == 1:
-        content = contents[0]
+        content = without_kind(contents[0])
         if not unstyled(re.sub(r"\\[,;:! ]|\\q?quad|~", "", content)).strip(" .,;:"):
             return Extracted((), "", "no final answer: the last box is empty")
         whole = _IN_TEXT.fullmatch(content.strip())
         behind = _WORDED.match(whole[1] if whole else content) if len(content) < 400 else None
-        texts = (content, behind[1]) if behind and readable(behind[1]) else (content,)
+        said = behind is not None and not changed_before(behind.string[: behind.start(1)])
+        texts = (content, behind[1]) if behind and said and readable(behind[1]) else (content,)
         return Extracted(texts, "last box")
     return Extracted((" , ".join(contents),), f"last {len(contents)} boxes, joined")
 
@@ -244,6 +251,7 @@ def cued(text: str) -> Extracted | None:
     cues += [(m.start(), m.end(), 0) for m in _THINK_IT_IS.finditer(text)]
     cues += [(m.start(), m.start(), 1) for m in _IS_THE_ANSWER.finditer(text)]
     cues += [(m.start(), m.end(), 2) for m in _OPTION_IS.finditer(text)]
+    cues += last_line_cue(text)
     for start, end, kind in sorted(cues, reverse=True)[:MAX_CUES]:
         line = text[max(0, text.rfind("\n", 0, start), start - 300) : start]
         clause = line[max(map(line.rfind, ".,;\n")) + 1 :]
@@ -263,6 +271,15 @@ def cued(text: str) -> Extracted | None:
     return None
 
 
+def last_line_cue(text: str) -> list[tuple[int, int, int]]:
+    """The `A:` that begins a last line, as a cue; none beside a `B:`, which makes it an option."""
+    body = text.rstrip()
+    mark = _A_MARK.match(body, body.rfind("\n") + 1)
+    if mark is None or _B_MARK.search(body[-MAX_SENTENCE:]):
+        return []
+    return [(mark.start(), mark.end(), 0)]
+
+
 def after_cue(text: str, at: int) -> tuple[str, ...]:
     """Readings of what a cue introduces; empty where it introduces nothing."""
     if text[at - 1 : at + 1] == "=>":  # an arrow, of which the cue has the first half
@@ -272,7 +289,7 @@ def after_cue(text: str, at: int) -> tuple[str, ...]:
         rest = "\n" + rest.lstrip(" \t")  # the cue has the end of its line
     sentences = sentences_of(_FILLER.sub("", rest).lstrip())
     sentence, following = next(sentences, ""), next(sentences, "")
-    if re.match(r"\s*(?:not|no longer|neither)\b", sentence):
+    if denied(sentence):
         return ()
     if sentence.strip(" *_$\\[]()") == "":
         return ()
@@ -291,7 +308,9 @@ def before_cue(line: str) -> tuple[str, ...]:
     if readable(sentence) and not REFUSAL.search(sentence):
         return (sentence,)
     spans = list(SPAN.finditer(sentence))
-    return (sentence[spans[0].start() : spans[0].end()],) if len(spans) == 1 else ()
+    if len(spans) != 1 or changed(sentence, *spans[0].span()):
+        return ()
+    return (spans[0][0],)
 
 
 def last_line(text: str) -> Extracted | None:
@@ -331,7 +350,10 @@ def last_sentence(text: str) -> Extracted | None:
     concluding = _CONCLUDING.search(last) or (len(said) == 1 and _STATING.search(last))
     if not concluding or REFUSAL.search(last) or _REPORTED.search(last):
         return None
-    spans = [m[0] for m in SPAN.finditer(last)] + [m[1] for m in BOLD.finditer(last)]
+    found = [*SPAN.finditer(last), *BOLD.finditer(last)]
+    if len(found) == 1 and changed(last, *found[0].span()):
+        return None
+    spans = [match[int(match[0][0] == "*")] for match in found]
     if len(spans) == 1 and readable(spans[0]):
         return Extracted((spans[0],), "only formula of the last sentence")
     ending = _ending_formula(last)
@@ -363,7 +385,7 @@ def gold_of(answer: str) -> Extracted:
         return Extracted((), "", "the gold is empty")
     if any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in answer[:MAX_GOLD]):
         return Extracted((), "", "the gold has control characters")
-    text = answer
+    text = undoubled(answer) if len(answer) <= TAIL else answer
     boxes = last_boxes(text[-TAIL:])
     if boxes is not None and not boxes.closed:
         return Extracted((), "", "the gold has a box that does not close")
@@ -377,7 +399,7 @@ def gold_of(answer: str) -> Extracted:
     else:
         rule = "whole"
     trouble = gold_trouble(text.strip())
-    return Extracted((), "", trouble) if trouble else Extracted((text.strip(),), rule)
+    return Extracted((), "", trouble) if trouble else Extracted((without_kind(text.strip()),), rule)
 
 
 def gold_trouble(text: str) -> str:

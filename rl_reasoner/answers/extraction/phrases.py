@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from rl_reasoner.answers.extraction.wording import choice, is_wordy, meant
+from rl_reasoner.answers.parsing.changing import changed, changed_behind, changed_by_remark
 from rl_reasoner.answers.parsing.lines import parted_lines
 from rl_reasoner.answers.parsing.statements import read_answer
 
@@ -32,7 +33,7 @@ SPAN = re.compile(
 )
 BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _REMARK = re.compile(
-    r"(?:,|(?<![\s,]))\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|but|given|"
+    r"(?:,|(?<![\s,]))\s+(?:because|since|as|which|so|where|when|if|for|after|before|it|not|non|pas|nicht|but|given|"
     r"obtained|found|according|due|that|I|we|thus|hence|rounded|with|from|this|meaning|这|因为|pour|"
     r"car|by|in|on|at|and\s+(?:this|that|it))\b|(?<!\s)\s+[(（—–]|\s-\s|[;；]|,(?=\s*[a-z]{3,})|[，,](?=[\u4e00-\u9fff])"
 )
@@ -40,6 +41,11 @@ _COPULA = re.compile(r"\b(?:is|are|equals?|was|be|est|es|ist|of)\b\s*:?|是|为|
 _NUMBER = re.compile(
     r"[-−]?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?[%$€£])?"
 )
+_KIND = re.compile(
+    r"\s*+(?:\\text\s?\{\s*+)?(?:the\s|an?\s)?(?:ordered\s)?(?:points?|pairs?|triple|vector|set"
+    r"|line|circle|plane|interval|equation|coordinates|点)\s?:?\s?\}?(?=\s*+(?:[$(\[\\]|[a-z]\s?=))"
+)
+_UP_TO_VALUE = re.compile(r"(?:.*[\d)}\]$%])?", re.DOTALL)
 _HEDGE = re.compile(
     r"(?<![\s,(（—–-])[\s,(（—–-]*+(?:but\s+|though\s+|although\s+|and\s+)?(?:it\s+|this\s+)?"
     r"(?:or|perhaps|maybe|possibly|might|could|may|alternatively|或)\b",
@@ -54,13 +60,18 @@ _DOUBTED = re.compile(
 )
 _CORRECTED = re.compile(
     r"^\W*(?:(?:wait|sorry|oops|correction|i mean|make that)\b|no\s?[,:.!…—-]"
-    r"|or (?=maybe|perhaps|possibly))[ ,:.!…—-]*"
+    r"|or (?=maybe|perhaps|possibly|(?-i:[A-HJ])\W*$))[ ,:.!…—-]*"
     r"(?:(?:maybe|perhaps|possibly|rather|no|wait|sorry|it'?s|it is|that'?s|i mean|make that"
     r"|the answer is)\b[ ,:]*)*[$*({]*"
     r"([-−]?\d[\d.,/]*+|(?-i:[A-HJ])(?![\w']))[^\w?]*$",
     re.IGNORECASE,
 )
 """A second value that takes the first one back: "wait, 6"; a question does not."""
+_SECOND_CHOICE = re.compile(
+    r"\A\W*+(?:(?:or|also|and|else|perhaps|maybe|possibly|oder|ou|或者?)(?![a-z])\W*+)*+"
+    r"(?:(?:option|choice)\s\W*+)?(?P<a>[A-HJ])\W*+\Z"
+    r"|\A\W*+but\s(?P<b>[A-HJ])\s(?:is|could|may|might)(?! not| wrong| incorrect)\b"
+)
 _CASES = re.compile(
     r"^\W*(?:if|when)\b.*?\s(?:and|but|or)\s+(?:it'?s\s+|it is\s+)?[$*({]*"
     r"([-−]?\d[\d.,/]*+)[$*)}]*,?\s+(?:if|when|otherwise)\b",
@@ -69,23 +80,6 @@ _CASES = re.compile(
 """A second value for another case: "if x is even and 6 if x is odd"."""
 _OPINION = re.compile(
     r"(?<=[^\s,]),?\s+I(?: am|'m)? (?:think|believe|suppose|sure|certain)\W*$", re.IGNORECASE
-)
-_BOUNDS = re.compile(
-    r"\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than"
-    r"|(?<![a-z] )up to)[\s$*_({}\\]*$",
-    re.IGNORECASE,
-)
-_CHANGES_WHAT_FOLLOWS = re.compile(
-    r"(?:\b(?:not|isn'?t|never|twice|double|triple|thrice|minus|negative"
-    r"|(?:half|third|quarter|root|square|cube|reciprocal|inverse|opposite|factorial|negative) of)"
-    r"|[<>≤≥≠±∓]=?|(?<!\d)!=|\\(?:le|ge|leq|geq|leqslant|geqslant|ne|neq|lt|gt|not|pm|mp))[\s$*_({}\\]*$",
-    re.IGNORECASE,
-)
-_CHANGES_WHAT_STANDS_BEFORE = re.compile(
-    r"[\s$*_)}]*(?:\+(?!\s*\d)|!|\bor (?:more|less|fewer|greater|higher|lower)\b"
-    r"|\band (?:an? |one[ -])?(?:half|third|quarter)\b|(?:squared|cubed|factorial)\W*$"
-    r"|(?:divided|multiplied) by\b|mod(?:ulo)? \d|to the power\b)",
-    re.IGNORECASE,
 )
 _TWO_VALUES = re.compile(
     r"^[^\w.,]*+[\d.,]++(?: in [\d.,]++\W*+$| (?:divided|multiplied) by \d"
@@ -117,6 +111,12 @@ def readable(text: str) -> bool:
     return bool(reading.trees) and sum(token.kind == "word" for token in reading.tokens) <= 5
 
 
+def without_kind(text: str) -> str:
+    """`text` without words for its kind, where the rest is mathematics: "the point (2, 7)"."""
+    kind = _KIND.match(text)
+    return text[kind.end() :] if kind and readable(text[kind.end() :]) else text
+
+
 def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
     """Readings of a short sentence that holds an answer: itself, then what it boils down to.
 
@@ -131,6 +131,7 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
     whole = _OPINION.sub("", whole)  # `5, I think` reads as a list, too
     if exclaims or not readable(whole):
         whole = whole.rstrip(".!").strip("*_ ")
+    whole = without_kind(whole)
     if readable(whole) or _TWO_VALUES.search(whole):
         return (whole,)
     readings = [whole]
@@ -139,21 +140,33 @@ def phrase(sentence: str, exclaims: bool = False) -> tuple[str, ...]:
         head = whole[: cut.start()].rstrip(" ,*_:")
         behind = whole[cut.start() :]
         if _HEDGE.match(behind) and re.search(r"\d", behind):
-            second = _HEDGE.sub(" or ", behind, count=1)
-            return (head + re.sub(r"[()（）]|\bbe\b", " ", second),)
+            other = _HEDGE.sub(" or ", behind, count=1)
+            return (head + re.sub(r"[()（）]|\bbe\b", " ", other),)
         taken_back = corrected(head, behind)
         if taken_back:
             return taken_back
+        second = _SECOND_CHOICE.match(behind)
+        chosen = choice(head) if second else None
+        if second and chosen and chosen[0] != (second["a"] or second["b"]):
+            return (f"{head} or {second['a'] or second['b']}",)
         doubted = _another(head, _DOUBTED.search(behind) or _CASES.match(behind))
         if doubted:
             return (f"{head} or {doubted}",)
         if readable(head) or choice(head) is not None:
-            return (head, whole)
+            valued = _UP_TO_VALUE.match(head)
+            spoilt = valued and _spoilt(behind, head[valued.end() :])
+            return (whole,) if spoilt else (head, whole)
         if is_wordy(head):
             readings.append(head)
         cut = _REMARK.search(whole, cut.end())
     reduced = _reduced(whole)
     return (*readings, reduced) if reduced else tuple(readings)
+
+
+def _spoilt(remark: str, counted: str) -> bool:
+    """Whether a remark behind what is counted makes another value of it: ", at least"."""
+    words = re.sub(r"[()（）]", " ", remark).strip(" ,;—–-，；")
+    return changed_behind(counted + remark) or changed_by_remark(words)
 
 
 def corrected(sentence: str, following: str) -> tuple[str, ...]:
@@ -182,7 +195,7 @@ def _reduced(sentence: str) -> str:
     for match in list(_COPULA.finditer(sentence))[:-5:-1]:
         tail = sentence[match.end() :].strip(" *_")
         if tail and readable(tail):
-            return "" if _changed(sentence, match.end(), len(sentence)) else tail
+            return "" if changed(sentence, match.end(), len(sentence)) else tail
     formulas, bold = list(SPAN.finditer(sentence)), list(BOLD.finditer(sentence))
     numbers = list(_NUMBER.finditer(sentence))
     money = [number for number in numbers if re.search(r"[$€£¥]", number[0])]
@@ -192,21 +205,7 @@ def _reduced(sentence: str) -> str:
         found = bold
     else:
         found = money if len(money) == 1 else numbers
-    if len(found) != 1 or _changed(sentence, *found[0].span()):
+    if len(found) != 1 or changed(sentence, *found[0].span()):
         return ""
     stated = found[0][0].strip("*")
     return stated if found is numbers or readable(stated) else ""
-
-
-def _changed(sentence: str, start: int, end: int) -> bool:
-    """Whether the words around a part of `sentence` make another value of it.
-
-    A bound does where hardly a word follows: "at least 17 of them are red" tells how many are.
-    """
-    before = sentence[:start].replace("*", "")
-    bound = _BOUNDS.search(before)
-    begins = bound is not None and not before[: bound.start()].strip()
-    if bound and len(re.findall(r"[^\W\d_]+", sentence[end:])) <= int(begins):
-        return True
-    after = _CHANGES_WHAT_STANDS_BEFORE.match(sentence, end)
-    return bool(after or _CHANGES_WHAT_FOLLOWS.search(before))

@@ -62,6 +62,20 @@ _DERIVATIVE = re.compile(r"(?<![a-zA-Z\\])d([a-zA-Z])\s?/\s?d([a-zA-Z])(?![a-zA-
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _CIRCLED = re.compile(r"(\\textcircled\s?\{\s?\d{1,2}\s?\})\s?(?=\\textcircled)")
 _COMPOSED = re.compile(r"\(\s?([fgh])\s?\\circ\s?([fgh])\s?\)\s?\(")
+_TEXT = r"(?:\\text\s?\{\s?)?"
+_INTEGER = re.compile(
+    rf",?\s?\(?{_TEXT},?\s?(?:for|where|with)\s(?:(?:any|all|every|some|each|an)\s)?integers?\s?"
+    r"(?:values?\sof\s?)?\}?\s?([a-zA-Z])\s?\}?\)?\.?$"
+)
+_AN_INTEGER = re.compile(
+    rf"(?:,\s?|\(|(?<=\s)(?=\\text)){_TEXT}(?:(?:for|where|with)\s?)?\}}?\s?([a-zA-Z])\s?{_TEXT}"
+    r"(?:is\s|being\s)?(?:any|an|some)\sinteger\s?\}?\)?\.?$"
+)
+_BOLD = r"\\(?:vec|mathbf|bm|boldsymbol|overrightarrow|hat)(?![a-zA-Z])"
+_NABLA = re.compile(r"\\nabla\s?(?:\\(cdot|times)(?![a-zA-Z])\s?)")
+_CROSS = re.compile(
+    rf"({_BOLD}\s?(?:\{{\s?[a-zA-Z]{{1,3}}\s?\}}|[a-zA-Z])(?:_\w)?\s?)\\times(?=\s?\(?{_BOLD})"
+)
 _RELATED = r"[a-z]\s?(?:\\(?:neq?|[lg]eq?|[lg]eqslant|[lg]t|in)(?![a-z])|[<>]|!=)[^,;]{1,40}"
 _DOMAIN = re.compile(  # at the end: `x for x > 0, -x otherwise` has two values
     r"(?:\\text\s?\{\s?(?:for|where|with|when|provided that)\s?\}|\b(?:for|where|with|when)\b"
@@ -83,11 +97,19 @@ def _units_spelled(text: str) -> str:
     return _OHMS.sub(lambda m: rf"\text{{ {m[1]}ohm}}", _RUPEES.sub("₹", text))
 
 
+def _with_integers(text: str) -> str:
+    """`text` with "for integer k" or "where k is an integer" at its end as `k \\in \\mathbb{Z}`."""
+    found = _INTEGER.search(text) or _AN_INTEGER.search(text)
+    if found is None or text[: found.start()].count("{") != text[: found.start()].count("}"):
+        return text
+    return rf"{text[: found.start()]}, {found[1]} \in \mathbb{{Z}}"
+
+
 def clean(text: str) -> str:
     """`text` without mathematics delimiters and spacing that carries no meaning."""
     text = _units_spelled(parted_lines(text))
     text = " ".join(ascii_mathematics(text).split()).replace("per cent", "percent")
-    text = _GLUED_JOINT.sub(r"\1 ", text)
+    text = _GLUED_JOINT.sub(r"\1 ", text.replace("{:}", ":"))
     if "=" in text:
         typed = _TYPED_TIMES.sub(r"\\times ", text)
         text = text if _NAMED_X.search(typed) else typed  # `y = 2 x (x + 1)` has a letter x
@@ -99,6 +121,8 @@ def clean(text: str) -> str:
     if "base" in text:
         text = _BASE_TEXT.sub(r" \1 ", _THIN_SPACE.sub(" ", text))
         text = _IN_BASE.sub(r"_{\1}", text)
+    if "integer" in text:
+        text = _with_integers(text)
     if "\\begin" in text:
         text = _CASES_ARRAY.sub(r"\\begin{cases}\1\\end{cases}", text)
         text = _CASE_WORD.sub(" & ", text) if "{cases}" in text else text
@@ -108,5 +132,6 @@ def clean(text: str) -> str:
         text = _GLUED_SPACE.sub(r"\1 ", text)
         text = _INDEX_TEXT.sub(r"_{\1}", _SPACED_INDEX.sub("", _MEASURE.sub("", text)))
         text = _COMPOSED.sub(r"\1_{o\2}(", text)
+        text = _NABLA.sub(r"\\nabla\1 ", _CROSS.sub(r"\1\\cross ", text))
         text = _DOMAIN.sub(", ", _CIRCLED.sub(r"\1,", text))
     return text

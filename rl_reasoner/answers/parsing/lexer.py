@@ -74,6 +74,7 @@ _LETTERED = re.compile(
     r"(?P<d>[A-F](?=[0-9A-F])[0-9A-F]+)_(?:\{(?P<b>1[1-6])\}|(?P<c>1[1-6]))(?!\d)"
 )
 _RUN = re.compile(r"[a-zA-Z]+")
+_ACCENTED = re.compile(r"(?<![a-zA-Z])[a-zA-Z]++[\u00c0-\u024f][a-zA-Z\u00c0-\u024f]*")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _APPLIED = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)([a-z]|theta|alpha)$")
 _NEXT_VALUE = re.compile(r"\s[-+]?(?:\d|[a-z]\s?=)")
@@ -195,7 +196,8 @@ class _Lexer:
 
     def run(self, text: str, at: int, in_text: bool) -> int:
         """Scan a run of letters: a function, a unit, a word, or single letters."""
-        match = (_WORD if in_text or not text[at].isascii() else _RUN).match(text, at)
+        worded = in_text or not text[at].isascii()
+        match = (_WORD if worded else _ACCENTED).match(text, at) or _RUN.match(text, at)
         if match is None:
             self.put("word", text[at])
             return at + 1

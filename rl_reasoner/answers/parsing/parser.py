@@ -103,6 +103,8 @@ class Expressions(Naming):
         while True:
             if self.take("*"):
                 left = multiply(left, self.signed_factor())
+            elif self.take("cross"):
+                left = crossed(left, self.factor())
             elif self.now.text == "/" and self.next_is_unit():
                 return left  # a unit: $15 / hour
             elif self.take("/"):
@@ -142,7 +144,7 @@ class Expressions(Naming):
         if kind == "cmd":
             return text not in (
                 "cup", "cap", "setminus", "backslash", "pm", "mp", "mod", "choose", "over",
-                "rfloor", "rceil", "circ", "pmod", "not",
+                "rfloor", "rceil", "circ", "pmod", "not", "cross",
             ) and not text.startswith("end:")  # fmt: skip
         return False
 
@@ -396,6 +398,15 @@ class Expressions(Naming):
             self.at += 1
             inside = Node("div", (inside, self.factor()))
         return (inside,)
+
+
+def crossed(left: Node, right: Node) -> Node:
+    """The cross product of the last factor of `left` with `right`: b x a is -(a x b)."""
+    *others, last = left.args if left.op == "mul" else (left,)
+    swapped = spelled(right) < spelled(last)
+    node = Node("call", (right, last) if swapped else (last, right), name="?cross")
+    node = negative(node) if swapped else node
+    return multiply(*others, node) if others else node
 
 
 def _only_pi(node: Node) -> bool:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 
+from rl_reasoner.answers.parsing.changing import changed_behind, changed_by_remark
 from rl_reasoner.answers.parsing.cleaning import clean
 from rl_reasoner.answers.parsing.lexer import Token, tokens_of
 from rl_reasoner.answers.parsing.parser import Expressions
@@ -46,6 +47,11 @@ SCALES: dict[str, Fraction | int] = {
     **{part: Fraction(1, int(of)) for part, of in zip(*[iter(_PARTS.split())] * 2, strict=True)},
 }  # fmt: skip
 _POWER_WORDS = frozenset({"squared", "cubed", "factorial"})
+_ORDERED = frozenset({"<", "<=", ">", ">=", "!="})
+_CONDITIONS = names(  # of whole numbers, behind an inequality: no unit of it
+    "odd even prime composite integer integers natural rational irrational gerade ungerade ganz"
+    " pair impair premier entier entiers par impar primo entero enteros 奇数 偶数 质数 整数 正整数"
+)
 _HEDGED = names("approximately about around roughly exactly only just simply nearly")
 
 
@@ -106,16 +112,20 @@ class Statements(Expressions):
         """An expression with its unit, or a chain of them joined by relation signs."""
         if self.now.kind == "rel" and self.now.text in ("=", "~", "then"):
             self.at += 1  # "= 5"
+        start = self.at
         members = [self.operand(closers)]
         signs: list[str] = []
         while self.now.kind == "rel" or self.now.text == ":" or self.negated():
             signs.append(self.now.text)
             self.at += 1
             members.append(self.operand(closers))
-            if signs[-1] == "then":  # of an implication only the end counts
+            said = signs == ["then"] and all(member.op == "sym" for member in members)
+            if signs[-1] == "then" and (not said or self.now.kind == "rel"):  # its end counts
                 members, signs = members[-1:], []
         if not signs:
             return members[0]
+        if _ORDERED & {*signs} and _CONDITIONS & {t.text for t in self.tokens[start : self.at]}:
+            raise Unreadable("a condition in words")
         if all(sign == ":" for sign in signs):
             return Node("ratio", tuple(members))
         if ":" in signs:
@@ -153,8 +163,8 @@ class Statements(Expressions):
             after = {"C": "celsius", "F": "fahrenheit"}.get(after, f"degree {after}")
         if unit and after and canonical_unit(unit) != canonical_unit(after):
             after = f"{unit} {after}"
-        if after.split(" ")[0] in _POWER_WORDS:
-            raise Unreadable("a power in words")
+        if after.split(" ")[0] in _POWER_WORDS or (after and changed_behind(after)):
+            raise Unreadable("words that change the value")
         unit = after or unit
         return Node("quantity", (node,), name=canonical_unit(unit)) if unit else node
 
@@ -243,10 +253,13 @@ class Statements(Expressions):
     def remark(self) -> None:
         """Step over a remark in brackets; one that holds a number is a hedge."""
         self.at += 1
+        start = self.at
         while self.now.text != ")":
             if self.now.kind not in ("word", "let", "sep", "op", "fn", "rel"):
                 raise Unreadable("a remark with another value in it")
             self.at += 1
+        if changed_by_remark(" ".join(token.text for token in self.tokens[start : self.at])):
+            raise Unreadable("a remark that changes the value")
         self.at += 1
 
 
