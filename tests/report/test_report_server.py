@@ -66,10 +66,12 @@ def test_only_the_token_opens_and_only_two_things_are_there(served: Served) -> N
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert headers["Cache-Control"] == "no-store"
     port = urlsplit(served.url).port
+    token = served.path.strip("/")
+    wrong = "x" if token[-1] != "x" else "y"
     refused = [
         "/",
         "/state",
-        f"{served.path[:-2]}x/",
+        f"/{token[:-1]}{wrong}/",
         served.path.rstrip("/"),
         f"{served.path}lock.json",
         f"{served.path}../../../etc/passwd",
