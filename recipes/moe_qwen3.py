@@ -1,6 +1,6 @@
 """Qwen3-30B-A3B (30 billion parameters, 3 active) on GSM8K: an adapter, FP8, replayed experts.
 
-    rl-reasoner train moe_qwen3 --launch 8    # eight GPUs with FP8: pip install "rl-reasoner[fp8]"
+    rl-reasoner train moe_qwen3 --launch 8    # eight GPUs with FP8: pip install -e '.[fp8]'
 
 The adapter is on attention and experts; routers stay as they are. Linear layers and experts
 multiply in FP8, one scale a block as in DeepSeek-V3 (Hopper; `--run.fp8 row` on Ada). Not run at

@@ -1,3 +1,27 @@
-"""The one place of the version number."""
+"""The one place of the version number, and of how this package and its extras are installed.
+
+The name is on no index, where anybody could take it: nothing may tell a user to `pip install` it.
+"""
+
+from importlib.metadata import PackageNotFoundError, requires
 
 __version__ = "0.1.0"
+
+INSTALL = "pip install RL_REASONER  # a clone of rl-reasoner, or a wheel of it: it is on no index"
+"""The command for another machine; RL_REASONER is the path there."""
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs what the extra of that name adds, such as `pip install 'ray>=2'`.
+
+    Beside this package, wherever it came from: a clone, a wheel, a URL.
+    """
+    try:
+        asked = requires("rl-reasoner") or []
+    except PackageNotFoundError:  # a source tree on sys.path
+        return f"pip install -e 'RL_REASONER[{extra}]'  # in a clone"
+    parts = [one.partition(";") for one in asked]
+    names = [
+        need.strip() for need, _, mark in parts if f"extra == '{extra}'" in mark.replace('"', "'")
+    ]
+    return "pip install " + " ".join(f"'{name}'" for name in names)

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -98,12 +98,10 @@ class Worker:
     It leads a process group of its own: Ctrl-C does not reach it, and a kill takes what it started
     along. What it prints is lost, or with `shown` goes to this process's standard error. It imports
     from where this process does, and not from the working folder first: a file random.py there
-    would be taken for the standard module. It has the open files `fds`, by the same numbers.
+    would be taken for the standard module.
     """
 
-    def __init__(
-        self, module: str, *arguments: str, shown: bool = False, fds: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, module: str, *arguments: str, shown: bool = False) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
@@ -111,7 +109,6 @@ class Worker:
             stderr=None if shown else subprocess.DEVNULL,
             bufsize=0,
             start_new_session=True,
-            pass_fds=fds,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
         )
         assert self.process.stdin is not None

@@ -50,7 +50,6 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "--policy.source": ("runs", "policies", "folders", "files"),
     "--launch": ("files",),
     "--plan": ("recipes", "files"),
-    "--to": ("engines",),
     "--gpu": ("gpus",),
     "--dtype": ("types",),
 }
@@ -179,10 +178,6 @@ def _names(kind: str, now: str) -> Iterator[str]:
         yield from (f"scratch:{name}" for name in SCRATCH_NAMES)
     elif kind == "kinds":
         yield from ("recipes", "rewards", "sets", "policies", "tasks", "schema")
-    elif kind == "engines":
-        from rl_reasoner.handover.folder import ENGINES
-
-        yield from ENGINES
     elif kind == "gpus":
         from rl_reasoner.planning.gpus import GPUS
 

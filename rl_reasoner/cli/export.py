@@ -1,4 +1,4 @@
-"""The verb `export`: a policy for transformers, llama.cpp, Ollama; a recipe for other engines."""
+"""The verb `export`: a policy for transformers, llama.cpp, Ollama; a recipe for verl."""
 
 import os
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from rl_reasoner.report.console import emit, err
 class ExportVerb:
     """Write a policy to a folder that opens anywhere in transformers.
 
-    With --to ENGINE, write a RECIPE as verl, OpenRLHF or verifiers read it: data, configuration and
-    a reward file through which its rewards run there.
+    With --to verl, write a RECIPE as verl reads it: data, configuration and a reward file through
+    which its rewards run there.
     """
 
     policy: Positional[Annotated[str, arg(metavar="POLICY")]]
     """a run or policy folder (adapters are merged), a .gguf file, a hub id; with --to a recipe"""
     folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """a new folder"""
-    to: Annotated[str | None, arg(metavar="ENGINE", help_behavior_hint="")] = None
-    """hand a recipe over to verl, openrlhf or verifiers"""
+    to: Annotated[str | None, arg(metavar="verl", help_behavior_hint="")] = None
+    """hand a recipe over to this engine"""
     stage: StageName = None
     """with --to: the grpo stage (default: the last)"""
     dtype: Annotated[str, arg(metavar="fp32|bf16")] = "fp32"
@@ -49,10 +49,12 @@ class ExportVerb:
         if self.chosen is not None and self.upcycle is None:
             raise UserError("--chosen is of a mixture that is made: it goes with --upcycle N")
         if self.to is not None:
-            self._hand_over(self.to)
+            if self.to != "verl":
+                raise unknown("engine", self.to, ["verl"])
+            self._hand_over()
             return
         if self.stage is not None:
-            raise UserError("--stage is of a recipe that is handed over: it goes with --to ENGINE")
+            raise UserError("--stage is of a recipe that is handed over: it goes with --to verl")
         if self.dtype not in ("fp32", "bf16"):
             raise unknown("dtype", self.dtype, ["fp32", "bf16"])
         if self.gguf and self.fp8:
@@ -89,26 +91,26 @@ class ExportVerb:
                 write_fp8(policy.model, partial)
         emit(self.json, {"policy": str(self.folder)}, str(self.folder))
 
-    def _hand_over(self, engine: str) -> None:
-        """Write the recipe in the form of another engine, and say what that one does otherwise."""
+    def _hand_over(self) -> None:
+        """Write the recipe in the form of verl, and say what that does otherwise."""
         if self.gguf or self.fp8 or self.upcycle is not None:
             raise UserError("--gguf, --fp8 and --upcycle are forms of a policy: leave out --to")
         check_writable(self.folder)
         from rl_reasoner.handover.folder import hand_over
         from rl_reasoner.recipe.load import load_recipe
 
-        made = hand_over(load_recipe(self.policy), engine, self.folder, self.stage)
+        made = hand_over(load_recipe(self.policy), self.folder, self.stage)
         summary = {
             "folder": str(made.folder),
-            "engine": made.engine.name,
+            "engine": self.to,
             "stage": made.subject.stage.name,
             "rows": len(made.subject.tasks),
             "otherwise": list(made.warnings),
             "no_counterpart": made.without,
             "start": list(made.start),
         }
-        title, stage = made.engine.title, made.subject.stage.name
-        lines = [f"{made.folder}: stage {stage}, {len(made.subject.tasks):,} rows, for {title}"]
+        rows, stage = len(made.subject.tasks), made.subject.stage.name
+        lines = [f"{made.folder}: stage {stage}, {rows:,} rows, for verl"]
         lines += [f"otherwise there: {warning}" for warning in made.warnings]
         lines += [f"no counterpart there: {', '.join(made.without)}", "to start it:"]
         lines += [f"  {command}" for command in made.start]

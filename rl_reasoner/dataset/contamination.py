@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.version import install_extra
 
 RUN = 13  # words, as in the GPT-3 paper (arXiv 2005.14165, appendix C)
 HALF = 0.5  # share of a row's runs from which on it counts as trained on
@@ -132,7 +133,7 @@ class _Copies:
             from datasketch import MinHash, MinHashLSH
         except ImportError as error:
             raise UserError(
-                "finding near copies needs datasketch: pip install 'rl-reasoner[contamination]'"
+                f"finding near copies needs datasketch: {install_extra('contamination')}"
             ) from error
         self.hash = MinHash
         self.runs = [_runs(_PIECE, text, _SHORT_RUN) for text in texts]

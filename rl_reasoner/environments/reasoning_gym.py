@@ -10,6 +10,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.types import Row
+from rl_reasoner.version import install_extra
 
 
 class ReasoningGym:
@@ -31,7 +32,7 @@ class ReasoningGym:
             from reasoning_gym.utils import extract_answer
         except ImportError as error:
             raise UserError(
-                "reasoning-gym is not installed: pip install 'rl-reasoner[reasoning-gym]'"
+                f"reasoning-gym is not installed: {install_extra('reasoning-gym')}"
             ) from error
         if task not in DATASETS:
             raise unknown("task of reasoning-gym", task, DATASETS)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rl_reasoner.errors import UserError
 from rl_reasoner.types import Message, Row
+from rl_reasoner.version import install_extra
 
 
 class VerifiersTaskset:
@@ -25,9 +26,7 @@ class VerifiersTaskset:
             from verifiers.v1 import trace
             from verifiers.v1.utils import loaders
         except ImportError as error:
-            raise UserError(
-                "verifiers is not installed: pip install 'rl-reasoner[verifiers]'"
-            ) from error
+            raise UserError(f"verifiers is not installed: {install_extra('verifiers')}") from error
         self._trace = trace
         kind = loaders.taskset_class(taskset)
         self._taskset = kind(loaders.taskset_config_type(taskset)(id=taskset, **(config or {})))

@@ -16,6 +16,7 @@ from rl_reasoner.foreign import number
 
 Metrics: TypeAlias = Mapping[str, Any]
 _TOO_HIGH = 0.9  # share from which on nothing is learned
+LITTLE = 0.5  # mean weight of a correction from which on it takes the gradient away
 _WINDOW = 10  # steps that a share is averaged over
 _MIN_STEPS = 5  # before the first alarm
 _SOLVED = 0.9  # of the highest reward, from which on a group counts as right
@@ -89,19 +90,21 @@ class LearningAlarms:
         self.longest = longest
         self.highest = highest
         least = max(1, min(_MIN_STEPS, steps))
-        self.streaks = {kind: _Streak(least) for kind in ("cut off", "flat", "still")}
+        self.streaks = {kind: _Streak(least) for kind in ("cut off", "flat", "still", "light")}
         self.over: list[LearningAlarm] = []
         self._raised: dict[str, LearningAlarm] = {}
 
     def add(self, row: Metrics) -> list[LearningAlarm]:
         """Take the metrics of the next step; return the alarms that it raises."""
         reward, norm = number(row.get("reward")), number(row.get("grad_norm"))
+        weight = number(row.get("sampling/importance_sampling_ratio/mean"))
         if self.highest is not None and (reward or 0.0) > self.highest * (1 + 1e-6):
             self.highest = None
         shares = {
             "cut off": number(row.get("completions/clipped_ratio")),
             "flat": number(row.get("frac_reward_zero_std")),
             "still": None if norm is None else float(norm == 0),
+            "light": None if weight is None else float(weight < LITTLE),
         }
         for kind, share in shares.items():
             if share is not None:
@@ -133,6 +136,11 @@ class LearningAlarms:
     def _words(self, kind: str, streak: _Streak) -> str:
         if kind == "still":
             return "no step changes the policy: the gradient is 0"
+        if kind == "light":
+            return (
+                f"the weights that correct for sampling are under {LITTLE} on average: next to "
+                "nothing is learned. Look at cut-offs (top_p, top_k, min_p) and at what samples"
+            )
         share = "all" if streak.share > 0.9995 else f"{streak.share:.0%} of the"
         if kind == "cut off":
             where = f" at {self.longest} tokens" if self.longest else ""

@@ -1,4 +1,4 @@
-"""What the engines' tables share: values computed alike, and fields that few take over."""
+"""Values that the table of fields computes, and the fields that verl has no setting for."""
 
 import json
 from collections.abc import Mapping
@@ -81,9 +81,9 @@ START = Field(
 
 
 OURS_ALONE = ("max_rl", "w_reinforce", "scalerl")
-"""Algorithms that neither engine has by name."""
+"""Algorithms that verl does not have by name."""
 OTHERS_NOTE = f"with the fields below; not {', '.join(OURS_ALONE)}"
-BY_NEITHER = (
+BY_NONE = (
     Field("system", note="in the prompts"),
     Field("tools", note="refused: `--to` hands over recipes of one turn"),
     Field("environment", note="refused: `--to` hands over recipes of one turn"),
@@ -127,7 +127,7 @@ BY_NEITHER = (
     Field("vllm.folder", note="it hands its weights over itself"),
     Field("vllm.timeout_s"),
 )
-"""The fields that neither verl nor OpenRLHF has a setting for."""
+"""The fields that verl has no setting for."""
 
 
 def replays(else_does: str, note: str = "") -> Field:

@@ -1,6 +1,6 @@
 """The table of fields: what a field of a recipe is called in another engine, and what is lost.
 
-Each engine has one list of `Field`s. Its configuration is made from that list, and so are the
+An engine has one list of `Field`s. Its configuration is made from that list, and so are the
 table in the documents, the README of the written folder, and the warnings: they cannot differ.
 `OURS` are all fields that the list has to name; a test holds it.
 """
@@ -89,13 +89,11 @@ def warnings(fields: Sequence[Field], subject: Subject) -> list[str]:
     return lines
 
 
-def field_table(columns: Mapping[str, Sequence[Field]]) -> str:
-    """The fields of several engines as a Markdown table, a row for each field of a recipe."""
-    by_name = {engine: {one.ours: one for one in fields} for engine, fields in columns.items()}
-    lines = [f"| recipe | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for name in OURS:
-        cells = (_cell(fields[name]) for fields in by_name.values())
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+def field_table(fields: Sequence[Field]) -> str:
+    """The fields as a Markdown table, a row for each field of a recipe."""
+    by_name = {one.ours: one for one in fields}
+    lines = ["| recipe | there |", "|---|---|"]
+    lines += [f"| `{name}` | {_cell(by_name[name])} |" for name in OURS]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
 """The folder of a handover: written whole or not at all, checked by opening what was written.
 
-It holds the engine's files, `recipe.yaml` with the files of the recipe's own rewards, and a README
+It holds verl's files, `recipe.yaml` with the files of the recipe's own rewards, and a README
 that says how to start, what was mapped, and what has no counterpart.
 """
 
@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.errors import unknown
 from rl_reasoner.files import whole_folder
-from rl_reasoner.handover.engine import Engine
+from rl_reasoner.handover import verl
 from rl_reasoner.handover.fields import OURS, settings, warnings
-from rl_reasoner.handover.openrlhf import OPENRLHF
 from rl_reasoner.handover.own_files import with_own_files
 from rl_reasoner.handover.rewards import RecipeRewards
 from rl_reasoner.handover.subject import Subject, not_given, subject_of
-from rl_reasoner.handover.verifiers import VERIFIERS
-from rl_reasoner.handover.verl import VERL
 from rl_reasoner.recipe.recipe import Recipe
-
-ENGINES = {engine.name: engine for engine in (VERL, OPENRLHF, VERIFIERS)}
 
 
 @dataclass(frozen=True)
@@ -31,75 +25,70 @@ class Handover:
     """What was written."""
 
     folder: Path
-    engine: Engine
     subject: Subject
     warnings: Sequence[str]
-    """what the engine does otherwise than this recipe says"""
+    """what verl does otherwise than this recipe says"""
     start: Sequence[str]
     """the commands that start it there"""
 
     @property
     def without(self) -> list[str]:
-        """The fields of a recipe that have no counterpart in the engine."""
-        return [one.ours for one in self.engine.fields if not one.theirs and not one.note]
+        """The fields of a recipe that have no counterpart in verl."""
+        return [one.ours for one in verl.FIELDS if not one.theirs and not one.note]
 
 
-def hand_over(recipe: Recipe, engine: str, folder: Path, stage: str | None = None) -> Handover:
-    """Write `recipe`'s grpo stage (default: the last) for the engine of that name into `folder`.
+def hand_over(recipe: Recipe, folder: Path, stage: str | None = None) -> Handover:
+    """Write `recipe`'s grpo stage (default: the last) for verl into `folder`.
 
-    `folder` must not be there. Raises `UserError` for an engine that is not known, and a recipe
-    that cannot be handed over; then nothing is written.
+    `folder` must not be there. Raises `UserError` for a recipe that cannot be handed over; then
+    nothing is written.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
     whole = folder.absolute()
     with whole_folder(whole) as partial:
-        return _write(recipe, ENGINES[engine], partial, whole, stage)
+        return _write(recipe, partial, whole, stage)
 
 
-def _write(
-    recipe: Recipe, engine: Engine, partial: Path, whole: Path, stage: str | None
-) -> Handover:
+def _write(recipe: Recipe, partial: Path, whole: Path, stage: str | None) -> Handover:
     written, names = with_own_files(recipe, partial)
     (partial / "recipe.yaml").write_text(written.to_yaml(), encoding="utf-8")
     rewards = RecipeRewards(partial / "recipe.yaml")
     subject = subject_of(recipe, stage, rewards, names)
-    for name, content in engine.files(subject, str(whole)).items():
+    for name, content in verl.files(subject, str(whole)).items():
         file = partial / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     place = shlex.quote(str(whole))
-    start = [line.format(folder=place, module=subject.slug) for line in engine.start]
-    lost = [*warnings(engine.fields, subject), *not_given(rewards)]
-    made = Handover(whole, engine, subject, lost, start)
+    start = [line.format(folder=place) for line in verl.START_LINES]
+    lost = [*warnings(verl.FIELDS, subject), *not_given(rewards)]
+    made = Handover(whole, subject, lost, start)
     (partial / "README.md").write_text(_readme(made), encoding="utf-8")
     return made
 
 
 def _readme(made: Handover) -> str:
-    engine, subject = made.engine, made.subject
-    given = settings(engine.fields, subject)
+    subject = made.subject
+    given = settings(verl.FIELDS, subject)
     mapped = [
         f"| `{one.ours}` | `{name}` | `{_cell(given[name])}` |"
-        for one in engine.fields
+        for one in verl.FIELDS
         for name in one.theirs
         if name in given
     ]
-    told = {one.ours: one.note for one in engine.fields if one.note and not one.theirs}
+    told = {one.ours: one.note for one in verl.FIELDS if one.note and not one.theirs}
     noted = [f"- `{name}`: {told[name]}" for name in OURS if name in told]
     lost = [f"- {line}" for line in made.warnings] or ["- nothing that this recipe uses"]
     return "\n".join(
         [
-            f"# {subject.recipe.name} for {engine.title}",
+            f"# {subject.recipe.name} for verl",
             "",
-            f"Stage `{subject.stage.name}` with {len(subject.tasks):,} rows, for {engine.title} "
-            f"{engine.version}, written by rl-reasoner. To start it there:",
+            f"Stage `{subject.stage.name}` with {len(subject.tasks):,} rows, for verl "
+            f"{verl.VERSION}, written by rl-reasoner. To start it there:",
             "",
             "```text",
             *made.start,
             "```",
             "",
-            f"Rewards run in rl-reasoner, in processes of their own: {engine.outcomes}.",
+            f"Rewards run in rl-reasoner, in processes of their own: {verl.OUTCOMES}.",
             "Evaluate what comes out as the recipe does, with the same prompts and judge:",
             "",
             "```text",

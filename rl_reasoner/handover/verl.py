@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from rl_reasoner.handover.common import (
-    BY_NEITHER,
+    BY_NONE,
     KL,
     OTHERS_NOTE,
     OURS_ALONE,
@@ -28,9 +28,9 @@ from rl_reasoner.handover.common import (
     text_template,
     yaml_text,
 )
-from rl_reasoner.handover.engine import Engine, Written
 from rl_reasoner.handover.fields import UNSET, Field, nested, same, settings
 from rl_reasoner.handover.subject import Subject
+from rl_reasoner.version import INSTALL
 
 _ACTOR = "actor_rollout_ref.actor."
 _ROLLOUT = "actor_rollout_ref.rollout."
@@ -108,7 +108,7 @@ def _batched_whitening(subject: Subject) -> bool:
     return loss.scale_rewards == "batch" and loss.algorithm not in _ESTIMATORS
 
 
-_FIELDS: tuple[Field, ...] = (
+FIELDS: tuple[Field, ...] = (
     Field(
         "name",
         {
@@ -182,12 +182,6 @@ _FIELDS: tuple[Field, ...] = (
         "run.parallel",
         {f"{_ACTOR}strategy": lambda s: "fsdp"},
         "always FSDP, which computes the same",
-    ),
-    Field(
-        "run.overlap",
-        note="`trainer.v1.trainer_mode=colocate_async` is its own form of it",
-        lost=lambda s: s.recipe.run.overlap != "off",
-        else_does="samples and trains in turns; trainer.v1.trainer_mode has other ways",
     ),
     Field("run.report_to", {"trainer.logger": lambda s: ["console"]}, "console; add your own"),
     Field(
@@ -371,7 +365,7 @@ _FIELDS: tuple[Field, ...] = (
         "trains with experts that it chooses again (its Megatron engine can replay them)",
         "`actor_rollout_ref.actor.router_replay`, of its Megatron engine",
     ),
-    *BY_NEITHER,
+    *BY_NONE,
 )
 
 _REWARDS = '''"""The rewards of the recipe {name!r} for verl, as they score in rl-reasoner.
@@ -428,11 +422,12 @@ def _parquet(subject: Subject) -> bytes:
     return written.getvalue()
 
 
-def _files(subject: Subject, folder: str) -> Written:
+def files(subject: Subject, folder: str) -> dict[str, str | bytes]:
+    """What verl reads, by path in `folder`, the absolute path that they come to lie in."""
     tree = {
         "defaults": ["ppo_trainer", "_self_"],
         "handover": {"folder": folder},
-        **nested(settings(_FIELDS, subject)),
+        **nested(settings(FIELDS, subject)),
     }
     return {
         "train.parquet": _parquet(subject),
@@ -441,16 +436,13 @@ def _files(subject: Subject, folder: str) -> Written:
     }
 
 
-VERL = Engine(
-    name="verl",
-    title="verl",
-    version="0.9.1",
-    fields=_FIELDS,
-    files=_files,
-    start=(
-        "pip install verl rl-reasoner",
-        "python -m verl.trainer.main_ppo --config-dir {folder} --config-name config "
-        "trainer.n_gpus_per_node=1",
-    ),
-    outcomes="abstentions and faults are 0.0, counted by the metrics `unjudged` and `fault`",
+VERSION = "0.9.1"
+"""The version whose names the fields have, and whose code the tests call."""
+OUTCOMES = "abstentions and faults are 0.0, counted by the metrics `unjudged` and `fault`"
+START_LINES = (
+    f"pip install 'verl=={VERSION}'",
+    INSTALL,
+    "python -m verl.trainer.main_ppo --config-dir {folder} --config-name config "
+    "trainer.n_gpus_per_node=1",
 )
+"""Commands that start the training; {folder} is the folder."""

@@ -4,10 +4,10 @@ Inside `fused_modules` a model's linear layers multiply by `products`; where the
 compiled the operations of `cpp/`, norms, rotations, gated layers and experts are functions of
 their own too: each reads and writes once what transformers' modules, operation by operation, go
 over five to ten times, and keeps less for the backward pass. Modules are recognised by their class,
-whose formulas are in the table below; any other module, and any that hooks, adapters or other
-weights have changed, is left as it is. Under bf16 autocast experts alone are ours. Whether the
-model is the same with all of them, rl_reasoner.rollout.agreement finds out in fp32. Knows modules
-and tensors.
+whose formulas are in the table below; any other module, and any that patches, hooks, adapters or
+other weights have changed, is left as it is (`own_code`). Under bf16 autocast experts alone are
+ours. Whether the model is the same with all of them, rl_reasoner.rollout.agreement finds out in
+fp32. Knows modules and tensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +18,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from rl_reasoner.kernels import native
 from rl_reasoner.kernels.expert_products import experts
+from rl_reasoner.kernels.own_code import changed_everywhere, is_own, is_unheard
 from rl_reasoner.kernels.products import joint_layers, plain_layer
 from rl_reasoner.kernels.training_operations import gated, rms_norm, rotated
 
@@ -40,7 +42,12 @@ def fused_modules(causal_lm: nn.Module) -> Iterator[None]:
     compiled, found = native.available(), _found.setdefault(causal_lm, {})
     if compiled not in found:
         found[compiled] = [*_replacements(causal_lm, compiled)]
-    replaced = [(m, f) for m, f in found[compiled] if "forward" not in m.__dict__]
+    replaced: Replacements = []
+    if changed_everywhere() is None:
+        own = {kind: is_own(kind) for kind in {type(m) for m, _ in found[compiled]}}
+        replaced += [
+            (m, f) for m, f in found[compiled] if own[type(m)] and "forward" not in m.__dict__
+        ]
     for module, forward in replaced:
         module.__dict__["forward"] = forward  # before the class's own, for this instance
     try:
@@ -48,6 +55,13 @@ def fused_modules(causal_lm: nn.Module) -> Iterator[None]:
     finally:
         for module, _ in replaced:
             del module.__dict__["forward"]
+
+
+def kept_as_it_is(causal_lm: nn.Module) -> str | None:
+    """Known modules of a model that are not fused, as their class was patched; None without."""
+    kinds = {type(m) for m in causal_lm.modules() if _kind(m) is not None}
+    patched = sorted(kind.__name__ for kind in kinds if not is_own(kind))
+    return f"another forward of {', '.join(patched)}" if patched else None
 
 
 def _replacements(causal_lm: nn.Module, compiled: bool) -> Iterator[tuple[nn.Module, Forward]]:
@@ -138,8 +152,10 @@ def _joined(states: Tensor, *layers: Any) -> tuple[Tensor, ...]:
 
 
 def is_silu(function: Any) -> bool:
-    """Whether an activation of transformers is x sigmoid(x)."""
-    return isinstance(function, nn.SiLU) or type(function).__name__ == "SiLUActivation"
+    """Whether an activation of transformers is x sigmoid(x), and nobody looks at it."""
+    kind = type(function)
+    known = kind is nn.SiLU or kind is SiLUActivation
+    return known and is_own(kind) and is_unheard(function)
 
 
 def _attention(module: Any, hidden_states: Tensor, *given: Any, **named: Any) -> Any:

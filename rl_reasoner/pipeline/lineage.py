@@ -75,8 +75,6 @@ def facts_of(
             n: spec.model_dump(mode="json", exclude_none=True) for n, spec in recipe.rewards.items()
         }
         facts["code"] = _codes(recipe.rewards, read)
-        if recipe.run.overlap != "off":
-            facts["overlap"] = recipe.run.overlap
     if isinstance(stage, RowStage):
         read = {}  # its reward is loaded when it begins
         if stage.reward:

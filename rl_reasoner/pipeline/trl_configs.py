@@ -70,11 +70,6 @@ def config(
     weights = [spec.weight for spec in recipe.rewards.values()]
     if recipe.run.rewards_on == "ray":
         ray_cluster.installed()
-    if recipe.run.overlap != "off" and processes > 1:
-        raise UserError(
-            f"run.overlap: {recipe.run.overlap} samples beside one process that trains, not beside "
-            f"{processes}"
-        )
     if recipe.turns_by and stage.vllm and not gets_files(stage.vllm):
         raise UserError(
             f"vllm: {recipe.turns_by} in the middle of completions by a server that gets files "
@@ -83,7 +78,6 @@ def config(
     given = {
         "reward_weights": weights,
         "rewards_on": recipe.run.rewards_on,
-        "overlap": recipe.run.overlap,
     }
     return GRPOConfig(**{**common, **_grpo(stage, processes), **given, **stage.trainer})
 

@@ -34,10 +34,26 @@ def current_fields(recipe: Any, *, note: bool = True) -> Any:
     """
     if not isinstance(recipe, Mapping):
         return recipe
-    fields = _parts_renamed(recipe, note)
+    fields = _without_overlap(_parts_renamed(recipe, note))
     if isinstance(stages := fields.get("stages"), (list, tuple)):
         fields["stages"] = [current_stage(stage, note=note) for stage in stages]
     return fields
+
+
+def _without_overlap(fields: dict[Any, Any]) -> dict[Any, Any]:
+    """`fields` without `run.overlap`, which older runs kept as off.
+
+    Raises ValueError for a recipe that asks for it.
+    """
+    run = fields.get("run")
+    if not isinstance(run, Mapping) or "overlap" not in run:
+        return fields
+    if run["overlap"] not in ("off", False):
+        raise ValueError(
+            "run.overlap: sampling beside the training is gone (on two cores a step was 0.8 to "
+            "1.25 times as fast): leave the field out"
+        )
+    return {**fields, "run": {name: v for name, v in run.items() if name != "overlap"}}
 
 
 def current_stage(stage: Any, *, note: bool = False) -> Any:

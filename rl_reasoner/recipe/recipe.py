@@ -29,7 +29,6 @@ from rl_reasoner.recipe.data import (
     StageData,
     checked_template,
     data_sources,
-    off_for_false,
 )
 from rl_reasoner.recipe.environment import EnvironmentSettings
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
@@ -187,11 +186,6 @@ class RunSpec(Part):
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
         default="auto",
         description="several processes: how weights are distributed; auto: as the launcher is set",
-    )
-    overlap: Annotated[Literal["off", "one_step"], BeforeValidator(off_for_false)] = Field(
-        default="off",
-        description="one_step: GRPO samples a batch while the one before it trains, with the "
-        "weights before, corrected for that; half of the threads each",
     )
     rewards_on: Literal["here", "ray"] = Field(
         default="here", description="where rewards, programs and verifications run in training"
@@ -351,10 +345,6 @@ class Recipe(Part):
                 )
             self._check_turns(stage)
             self._check_references(index)
-        if self.run.overlap != "off" and any(getattr(s, "vllm", None) for s in self.stages):
-            raise ValueError(
-                "run.overlap: our engine samples ahead, not vLLM: leave out one of the two"
-            )
         if self.tools and self.environment:
             raise ValueError("environment: tools and an environment in one run are not there yet")
         if "environment" in self.rewards and not self.environment:

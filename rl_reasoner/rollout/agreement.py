@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.kernels.fused_modules import fused_modules
+from rl_reasoner.kernels.own_code import changed_everywhere
 from rl_reasoner.kernels.packing import Unsupported, arguments, attention_of, pack
 from rl_reasoner.rollout import decode_pass
 from rl_reasoner.rollout.engine import generate
@@ -66,10 +67,9 @@ def packing_obstacle(causal_lm: nn.Module) -> str | None:
     return _obstacle(causal_lm, _packs)
 
 
-def fused_modules_agree(causal_lm: nn.Module) -> bool:
-    """Whether a model that may be packed is the same with the modules of kernels.fused_modules."""
-    with fused_modules(causal_lm):
-        return _obstacle(causal_lm, _packs) is None
+def fusing_obstacle(causal_lm: nn.Module) -> str | None:
+    """Why kernels.fused_modules may not stand in for modules of a model that packs, or None."""
+    return changed_everywhere() or _obstacle(causal_lm, _fuses)
 
 
 def sampling_obstacle(causal_lm: nn.Module) -> str | None:
@@ -179,6 +179,57 @@ def _packs(causal_lm: Any) -> bool:
         states = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
     alone = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
     return _equal(states, alone[:, _PROMPTS[0] - 1 : -1].flatten(0, 1))
+
+
+def _fuses(causal_lm: Any) -> bool:
+    """Compare a packed pass through fused modules with the rows alone, through the model's own.
+
+    The gradients of what is trained, too, where the weights are whole.
+    """
+    rows = _tokens(causal_lm, 4, _PROMPTS[0] + _TOKENS)
+    rows[1::2, : _PROMPTS[0]] = rows[::2, : _PROMPTS[0]]
+    packed = pack(rows, torch.ones_like(rows), _TOKENS)
+    assert packed is not None
+    trained = [p for p in causal_lm.base_model.parameters() if p.requires_grad]
+    if any(type(p) is not nn.Parameter for p in trained):
+        trained = []  # shards, which a pass of this process alone does not train
+
+    def gradients(states: Tensor) -> list[Tensor | None]:
+        if not trained:
+            return []
+        weights = torch.linspace(-1, 1, states.numel(), dtype=states.dtype, device=states.device)
+        loss = (states * weights.view_as(states)).sum()
+        return [*torch.autograd.grad(loss, trained, allow_unused=True)]
+
+    with torch.enable_grad(), _without_checkpoints(causal_lm):
+        with attention_of(causal_lm), fused_modules(causal_lm):
+            states = causal_lm.base_model(**arguments(packed)).last_hidden_state[0]
+            ours = gradients(states)
+        alone = causal_lm.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        expected = alone[:, _PROMPTS[0] - 1 : -1].flatten(0, 1)
+        theirs = gradients(expected)
+    return _equal(states.detach(), expected.detach()) and all(map(_alike, ours, theirs))
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two gradients are equal up to rounding; one that is not there is none."""
+    if one is None or other is None:
+        return not any(bool(g.count_nonzero()) for g in (one, other) if g is not None)
+    apart, size = (one - other).float().norm(), other.float().norm()
+    return bool(apart <= (1e-2 if one.dtype == torch.float32 else 0.3) * size + 1e-6)
+
+
+@contextmanager
+def _without_checkpoints(model: nn.Module) -> Iterator[None]:
+    """Inside, no module computes its activations anew in the backward pass."""
+    modules = [m for m in model.modules() if vars(m).get("gradient_checkpointing")]
+    for module in modules:
+        vars(module)["gradient_checkpointing"] = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            vars(module)["gradient_checkpointing"] = True
 
 
 def _decodes(causal_lm: Any) -> bool:

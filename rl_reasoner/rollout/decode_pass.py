@@ -22,6 +22,7 @@ from torch.nn.functional import grouped_mm, rms_norm, silu
 
 from rl_reasoner.kernels import decoding
 from rl_reasoner.kernels.fused_modules import own_experts
+from rl_reasoner.kernels.own_code import changed_everywhere, is_own
 from rl_reasoner.kernels.packed_linear import PackedWeight, computed_in
 from rl_reasoner.moe.experts import silent_hooks
 from rl_reasoner.moe.routing import choice_type
@@ -54,6 +55,11 @@ def decode_obstacle(model: Any) -> str | None:
         return "layers of another form"
     if not own_experts(model.config):
         return "experts that a function of somebody's computes"
+    if changed := changed_everywhere():
+        return changed
+    for kind_of in {type(module) for module in model.modules()}:
+        if kind_of.__module__ == home and not is_own(kind_of):
+            return f"another forward of {kind_of.__name__}"
     for module in model.modules():
         if "forward" in vars(module) and not (module is model and _is_silent(model)):
             return f"a {type(module).__name__} with a forward of its own"

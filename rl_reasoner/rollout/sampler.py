@@ -29,6 +29,7 @@ from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout import engine
 from rl_reasoner.rollout.admission import LIVE_ROWS
 from rl_reasoner.rollout.agreement import engine_runs, in_mode
+from rl_reasoner.rollout.answering import turn_taker
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.rollout.completions import OnToken
 from rl_reasoner.rollout.drawing import generate_by_transformers
@@ -38,7 +39,6 @@ from rl_reasoner.rollout.episodes.environment_turns import (
     EpisodeTurns,
 )
 from rl_reasoner.rollout.long_prompts import declared_places, named_rows, places_of, too_long
-from rl_reasoner.rollout.sampling_order import turn_taker
 from rl_reasoner.rollout.sampling_params import SamplingParams
 from rl_reasoner.rollout.sampling_weights import sampled_weights
 from rl_reasoner.rollout.tool_turns import ToolTurns, ToolUse

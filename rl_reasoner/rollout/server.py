@@ -24,6 +24,7 @@ from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.scoring.waiting import GivenUp, ended_by_giving_up
 from rl_reasoner.types import Prompt, Rollout
+from rl_reasoner.version import install_extra
 
 _Key = TypeVar("_Key")
 _RETRIES = 8
@@ -180,7 +181,7 @@ class ServedPolicy:
             import openai
         except ImportError as error:
             raise UserError(
-                "asking a server needs the openai client: pip install 'rl-reasoner[server]'"
+                f"asking a server needs the openai client: {install_extra('server')}"
             ) from error
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)  # of whichever httpx the client is built on
         key = os.environ.get("OPENAI_API_KEY") or "none"

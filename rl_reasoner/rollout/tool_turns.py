@@ -24,9 +24,7 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.recipe.tools import ToolSettings
 from rl_reasoner.rollout.turns import Answer
 from rl_reasoner.scoring.beside import text_of_code
-from rl_reasoner.scoring.transport import unpack_reward
-from rl_reasoner.tools import BUILT_IN, load_tool, load_tools
-from rl_reasoner.tools.apart import pack_tool
+from rl_reasoner.tools import load_tools
 from rl_reasoner.tools.formats import CallFormat, call_format, format_of_template
 from rl_reasoner.tools.runner import ToolRunner, ToolSession
 from rl_reasoner.tools.tool import (
@@ -81,7 +79,6 @@ class ToolUse:
         have.
         """
         self.tokenizer, self.calls, self.limits = tokenizer, calls, limits or ToolLimits()
-        self._told = chat_template_kwargs
         self.tools = load_tools(tools)
         self.format = _format(call_format, self.tools, tokenizer, chat_template_kwargs)
         with self._new_runner():
@@ -118,12 +115,6 @@ class ToolUse:
         """The `schemas` of a recipe's tools; None without tools. Raises `UserError`."""
         form = cls.format_of(settings, tokenizer)
         return None if form is None else form.schemas
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For another process: tools travel as those of `ToolRunner` do."""
-        packed = [one.name if _is_built_in(one) else pack_tool(one) for one in self.tools]
-        facts = (self.format.name, self.calls, self.limits, self._told)
-        return _unpacked, (self.tokenizer, packed, *facts)
 
     @property
     def schemas(self) -> list[dict[str, Any]] | None:
@@ -203,30 +194,6 @@ class ToolUse:
                 one = self.tokenizer(part, add_special_tokens=False, split_special_tokens=plain)
                 ids += one["input_ids"]
         return ids
-
-
-def _is_built_in(one: Tool) -> bool:
-    """Whether a tool is the one that comes with the package; a user's may have the name of one."""
-    return one.name in BUILT_IN and one is load_tool(one.name)
-
-
-def _unpacked(
-    tokenizer: Any,
-    packed: Sequence[str | dict[str, Any]],
-    call_format: str,
-    calls: int,
-    limits: ToolLimits,
-    told: Mapping[str, Any] | None,
-) -> ToolUse:
-    """The tools that another process has sent."""
-    return ToolUse(
-        tokenizer,
-        [load_tool(one if isinstance(one, str) else unpack_reward(one)) for one in packed],
-        call_format=call_format,
-        calls=calls,
-        limits=limits,
-        chat_template_kwargs=told,
-    )
 
 
 @dataclass

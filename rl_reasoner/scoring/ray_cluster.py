@@ -23,6 +23,7 @@ from rl_reasoner.scoring.runner import runner_of
 from rl_reasoner.scoring.transport import pack_reward, snapshot, unpack_reward
 from rl_reasoner.scoring.waiting import warn_while_waiting
 from rl_reasoner.types import Completion, Fault, Outcome
+from rl_reasoner.version import install_extra
 
 _log = logging.getLogger(__name__)
 RETRIES = 5
@@ -36,7 +37,7 @@ def installed() -> None:
     try:
         import ray  # noqa: F401
     except ImportError as error:
-        raise UserError("run.rewards_on: ray needs Ray: pip install 'rl-reasoner[ray]'") from error
+        raise UserError(f"run.rewards_on: ray needs Ray: {install_extra('ray')}") from error
 
 
 def score_on_ray(

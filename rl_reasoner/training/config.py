@@ -21,7 +21,6 @@ from rl_reasoner.rollout.sampling_weights import check_choice
 from rl_reasoner.training.advantages import ESTIMATORS
 
 _GIVEN = "_given"
-OVERLAPS = ("off", "one_step")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -121,12 +120,6 @@ class GRPOConfig(trl.GRPOConfig, _RemembersGiven):  # type: ignore[misc]
     )
     overlap_rewards: bool = _setting(
         True, "Score completions while others are being sampled (@reward functions)."
-    )
-
-    overlap: str = _setting(
-        "off",
-        "one_step: sample a batch while the one before it is trained on, by the weights before, "
-        "corrected as by correct_sampling; half of torch's threads sample.",
     )
 
     # The objective.
@@ -280,24 +273,15 @@ def _is_number(value: object) -> bool:
 
 def _check_sampling(config: GRPOConfig) -> None:
     """Raises `UserError` for a way of sampling that there is not, or that is not corrected for."""
-    if config.overlap not in OVERLAPS:
-        raise unknown("overlap", str(config.overlap), OVERLAPS)
     if config.keep_sampling_mask and config.use_vllm:
         raise UserError(
             "keep_sampling_mask=True (sampling.keep_mask in a recipe): vLLM does not tell which "
             "tokens its cut-off left. Sample with our engine, or leave it out"
         )
-    ahead = config.overlap != "off"
-    if ahead and config.correct_sampling is False:
+    if config.correct_sampling and not config.vllm_importance_sampling_correction:
         raise UserError(
-            f"overlap={config.overlap!r} trains on completions of other weights, and "
-            "correct_sampling=False would not correct for that: leave correct_sampling out"
-        )
-    if (ahead or config.correct_sampling) and not config.vllm_importance_sampling_correction:
-        raise UserError(
-            f"{'overlap=' + repr(config.overlap) if ahead else 'correct_sampling=True'} corrects "
-            "by trl's code for vLLM, and vllm_importance_sampling_correction=False turns that off: "
-            "use only one of them"
+            "correct_sampling=True corrects by trl's code for vLLM, and "
+            "vllm_importance_sampling_correction=False turns that off: use only one of them"
         )
 
 

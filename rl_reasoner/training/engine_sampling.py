@@ -23,10 +23,10 @@ from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.packed_linear import ROUNDED
 from rl_reasoner.rollout.agreement import in_mode
+from rl_reasoner.rollout.answering import Answering, given_by, turn_taker
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.engine import generate, generates_as_transformers
 from rl_reasoner.rollout.episodes.environment_turns import EpisodeRecord
-from rl_reasoner.rollout.sampling_order import Answering, SamplingOrder, given_by, turn_taker
 from rl_reasoner.rollout.sampling_params import SamplingParams, unhandled
 from rl_reasoner.rollout.sampling_weights import sampling_dtype
 from rl_reasoner.rollout.vllm_server.agreement import ASKED_PROMPTS, check_server
@@ -53,7 +53,6 @@ class EngineSampling:
         self.evaluated = 0
         self._elsewhere: set[str] = set()  # for what later `generate` was used, as was said
         self._sampling: SamplingParams | None = None  # as it was drawn last
-        self._ahead = getattr(trainer.args, "overlap", "off") != "off"  # drawn with other weights
         self.turn = 0  # of the loop in which trl runs its `tools=`
         self._corrects: bool | None = getattr(trainer.args, "correct_sampling", False)
         self._wanted: str = getattr(trainer.args, "sampling_weights", "own")  # of trl's config
@@ -96,6 +95,8 @@ class EngineSampling:
         reason = unhandled((served and trainer.args.generation_kwargs) or {}, settings)
         if served and reason is not None:
             raise UserError(f"a vLLM server does not sample with {reason}")
+        if not served and trainer.packed_forward.engine_obstacle is not None:
+            reason = trainer.packed_forward.engine_obstacle  # found when training started
         if not served and not generates_as_transformers(base_of(trainer.model)):
             reason = "a model with its own `generate`"
         if reason is not None:
@@ -137,7 +138,7 @@ class EngineSampling:
     def sample(
         self, batch: RolloutBatch, prompt_ids: list[list[int]], size: int, how: SamplingParams
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Token ids of a completion for each row, and the log-probs that they were drawn with.
+        """Token ids of a completion for each row, and their log-probs under what sampled.
 
         A row's randomness follows from (seed, train or eval, step, prompt, index in the group of
         `size`); behind results of trl's `tools=` from (…, turn, process, row).
@@ -184,7 +185,12 @@ class EngineSampling:
         if not trainer.tools:
             batch.take(completions)
         batch.take_turns(completions, given)
-        return [c.ids for c in completions], [c.logps for c in completions]
+        # before what was cut off: weights of what was left of each token, multiplied over a
+        # completion, are next to nothing; over a set of tokens the policy is what they came from
+        return [c.ids for c in completions], [
+            c.logps if c.kept is not None or len(c.policy_logps) != len(c.ids) else c.policy_logps
+            for c in completions
+        ]
 
     def _served(
         self,
@@ -234,8 +240,6 @@ class EngineSampling:
             return "not for several yet"
         if trainer.tools:
             return "not with trl's `tools=`"
-        if trainer.sampling_ahead.on:
-            return 'not with overlap="one_step"'
         if trainer.internals.sees_images:
             return "not with images"
         return sampled_elsewhere(trainer)
@@ -245,31 +249,6 @@ class EngineSampling:
         """What answers completions in the middle."""
         trainer = self.trainer
         return trainer.tool_use if trainer.environment_use is None else trainer.environment_use  # type: ignore[no-any-return]
-
-    def order(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        prompt_ids: list[list[int]],
-        size: int,
-        how: SamplingParams,
-        at: int,
-    ) -> SamplingOrder:
-        """What `sample` would draw for the training's `rows` when micro-batch `at` begins."""
-        trainer = self.trainer
-        device = trainer.accelerator.device.type
-        with trainer.accelerator.autocast():
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        key = (trainer.args.seed, 1, *divmod(at, trainer.args.gradient_accumulation_steps))
-        keys = _keys(key, 0, len(prompt_ids), size)
-        return SamplingOrder(
-            prompt_ids,
-            keys,
-            how,
-            budgets=self.budgets(rows, len(prompt_ids)),
-            autocast=dtype,
-            routed=trainer.router_replay.records,
-            rows=[] if trainer.environment_use is None else [dict(row) for row in rows],
-        )
 
     def budgets(self, rows: Sequence[Mapping[str, Any]], count: int) -> list[int | None]:
         """The longest completions that `count` rows allow themselves (column `max_tokens`)."""
@@ -290,8 +269,6 @@ class EngineSampling:
     @property
     def corrects(self) -> bool:
         """Whether tokens are weighed: as asked for, else where other weights sample."""
-        if self._ahead:
-            return True
         if self._corrects is None:
             correction = self.trainer.args.vllm_importance_sampling_correction
             return bool(correction) and (self._rounds or self.trainer.vllm_rollouts is not None)
@@ -426,21 +403,6 @@ class EngineSampling:
             output[name][torch.tensor(cut, device=output[name].device)] = 0
         count = (output["completion_mask"] * output["tool_mask"]).sum()
         output["num_items_in_batch"] = trainer.accelerator.gather(count).sum()
-
-    def keep_policy_logps(self, batch: RolloutBatch, output: dict[str, Any]) -> None:
-        """Have trl compare with the policy that sampled, not with what was cut off of it to sample.
-
-        The weights of `correct_sampling`, which are for that, it has by now.
-        """
-        drawn, policy = output.get("sampling_per_token_logps"), batch.policy_logps
-        lengths = [len(ids) for ids in batch.ids]
-        if drawn is None or policy is None or [*map(len, policy)] != lengths:
-            return
-        table = torch.zeros_like(drawn, device="cpu")
-        for row, logps in zip(table, policy, strict=True):
-            row[: len(logps)] = torch.tensor(logps)
-        output["drawn_per_token_logps"] = drawn
-        output["sampling_per_token_logps"] = table.to(drawn.device)
 
 
 def _keys(key: tuple[int, ...], first: int, count: int, size: int) -> list[tuple[int, ...]]:

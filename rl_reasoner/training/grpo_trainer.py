@@ -4,7 +4,7 @@ Each of trl's methods that a run needs more of is overridden here, once, in the 
 what is done about it stands in parts, objects made in `__init__`, each in its file:
 
 - `prompt_selection`: which prompts a batch is made of;
-- `engine_sampling`: their completions; `sampling_ahead`: while the batch before is trained on;
+- `engine_sampling`: their completions;
   `router_replay`: the experts that they were sampled with; `sampling_mask`: the tokens that a
   cut-off left to draw from;
 - `reward_pass`: their scores, in processes of their own; faults take out a row, not the run;
@@ -58,7 +58,6 @@ from rl_reasoner.training.reward_pass import RewardPass
 from rl_reasoner.training.rollout_batch import RolloutBatch
 from rl_reasoner.training.rollout_report import RowNumbers, rollout_rows
 from rl_reasoner.training.router_replay import RouterReplay
-from rl_reasoner.training.sampling_ahead import SamplingAhead
 from rl_reasoner.training.sampling_mask import SamplingMask
 from rl_reasoner.training.step_times import StepTimes
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, SCORING, Internals, put_on
@@ -131,7 +130,6 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         self.engine_sampling = EngineSampling(self)
         self.trl_tools = TrlTools(self.internals.own_tools)
         self.sampling_mask = SamplingMask(self)
-        self.sampling_ahead = SamplingAhead(self)
         self.sampling_correction = SamplingCorrection(self)
         self.out_of_memory = SmallerPieces(self)
         self.add_callback(SkipBadSteps(self))
@@ -158,11 +156,12 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
     def while_training(self) -> Iterator[None]:
         """Prompts fit, data fill a step; afterwards nothing that was put on the model is left."""
         self._check_parts()
+        if self.model_wrapped is self.model:
+            self.packed_forward.prove()
         self._warn_of_own_methods()
         with ExitStack() as stack:
             stack.enter_context(self.expert_balance.while_training())
             self.sampling_mask.check()
-            stack.enter_context(self.sampling_ahead.while_training())
             stack.enter_context(self.engine_sampling.while_training())
             stack.enter_context(self.trl_tools.running())
             if self.tool_use is not None:
@@ -239,9 +238,6 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         with self.engine_sampling.corrected(), self._rewards_kept():
             output = self.prompt_selection.batch(inputs)
         batch = self.rollout_batch
-        self.engine_sampling.keep_policy_logps(batch, output)
-        if self.model.training:
-            self.sampling_ahead.log()
         if self.rollout_sink is not None and self.model.training and batch.outcomes:
             rows = gather_object(rollout_rows(self, batch, output))
             if self.accelerator.is_main_process:
@@ -350,7 +346,6 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         if batch.scored:  # sampled before
             replay.routes = batch.routes
             return batch.ids, batch.logps
-        batch.policy_logps = None
         how = self.engine_sampling.sampling()
         if how is None or images is not None or multimodal_fields:
             ids: list[list[int]] = []
@@ -359,7 +354,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
                 ids += sampled
             ids, logps = self.engine_sampling.cut(batch, ids, logps)
         else:
-            ids, logps = self.sampling_ahead.completed(batch, prompt_ids, num_generations, how)
+            ids, logps = self.engine_sampling.sample(batch, prompt_ids, num_generations, how)
         batch.routes = replay.routes
         return ids, logps
 
@@ -451,6 +446,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         """As trl's, with the experts' load and the share of choices that replay has changed."""
         self.expert_balance.log()
         self.router_replay.log()
+        self.sampling_correction.tell()
         super().log(logs, start_time)
 
     def own_state(self) -> dict[str, Any]:
@@ -461,19 +457,11 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         return {
             "step": step,
             "buffered": self.internals.buffer if step % every else None,
-            **({"ahead": self.sampling_ahead.next} if self.sampling_ahead.on else {}),
             **({"schedule": schedule.state()} if schedule else {}),
         }
 
-    def settled(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The same, with the completions that are being sampled."""
-        if "ahead" not in state:
-            return state
-        return {**state, "ahead": self.sampling_ahead.settled(state["ahead"])}
-
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """Go on from what `own_state` gave, on whichever device it was put."""
-        self.sampling_ahead.restore(state.get("ahead"))
         self.internals.step, self.internals.buffer = state["step"], state.get("buffered")
         if self.prompt_selection.schedule and "schedule" in state:
             self.prompt_selection.schedule.restore(state["schedule"])
@@ -493,7 +481,6 @@ _PARTS = {
     "engine_sampling": EngineSampling,
     "trl_tools": TrlTools,
     "sampling_mask": SamplingMask,
-    "sampling_ahead": SamplingAhead,
     "sampling_correction": SamplingCorrection,
     "out_of_memory": SmallerPieces,
 }

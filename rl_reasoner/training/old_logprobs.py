@@ -8,6 +8,7 @@ can move the policy. The policy is the same, so are the numbers, but for the rou
 batch.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.distributed.sharding import forward_is_collective
+from rl_reasoner.evaluation.learning_alarms import LITTLE
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import Pass, is_on
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, OLD_LOGPS, PASS
 
 RATIO = "importance_sampling_ratio"  # a column of a batch
+logger = logging.getLogger(__name__)
 
 
 class OldLogProbs:
@@ -130,6 +133,7 @@ class SamplingCorrection:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self._told = False
         self._inputs: dict[str, Any] | None = None  # the micro-batch whose loss is computed
 
     @property
@@ -161,7 +165,7 @@ class SamplingCorrection:
         inputs, trainer = self._inputs, self.trainer
         if not inputs or not trainer.model.training or not self.in_the_loss:
             return
-        drawn = inputs.get("drawn_per_token_logps", inputs.get("sampling_per_token_logps"))
+        drawn = inputs.get("sampling_per_token_logps")
         if drawn is None:
             return
         mask = trained_tokens(inputs) * self._computed(inputs)  # a weight of 1 where there is none
@@ -173,6 +177,19 @@ class SamplingCorrection:
             trainer.vllm_importance_sampling_clip_max,
         )
         self._log(apart, inputs, mask.bool())
+
+    def tell(self) -> None:
+        """Say once that what is trained on now weighs little."""
+        means = self.trainer.internals.training_metrics["sampling/importance_sampling_ratio/mean"]
+        if not self._told and means and (mean := sum(means) / len(means)) < LITTLE:
+            self._told = True
+            logger.warning(
+                "the weights that correct for sampling (sampling/importance_sampling_ratio) are "
+                "%.2g on average: completions are trained on with next to no gradient. Their "
+                "log-probs are not the policy's: look at cut-offs (top_p, top_k, min_p), at "
+                "sampling_weights and at the server that samples",
+                mean,
+            )
 
     def _computed(self, inputs: dict[str, Any]) -> Tensor:
         """(B, 1) bool: the rows of the loss that have log-probs of this pass."""

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from rl_reasoner.distributed.sharding import any_rank, forward_is_collective
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.causal_lm import base_of
-from rl_reasoner.kernels.fused_modules import fused_modules
+from rl_reasoner.kernels.fused_modules import fused_modules, kept_as_it_is
 from rl_reasoner.rollout.agreement import (
     fused_head_agrees,
-    fused_modules_agree,
+    fusing_obstacle,
     in_mode,
     packing_obstacle,
     sampling_obstacle,
@@ -80,22 +80,32 @@ class PackedForward:
         self._open: ExitStack | None = None  # in a training step: what its backward pass needs
         self._inputs: dict[str, Any] | None = None  # of the loss that is being computed
         self._sets: list[Tensor] | None = None  # of the rows of a pass; see `SamplingMask`
+        self._told: set[str] = set()  # why modules are not fused, as was said
         self._moved = False  # whether a row of this optimizer step was computed
+        self.prove()
+        if settings_obstacle(trainer) is None:  # weights are whole, this process makes the pass
+            self._check_head()
+
+    def prove(self) -> None:
+        """Find out what the models can be packed, sampled and fused for, as they are now.
+
+        Again when training starts: they may have been patched, hooked or wrapped since.
+        """
+        trainer, said = self.trainer, (self.obstacle, self.engine_obstacle)
         settings = settings_obstacle(trainer)
+        self.obstacle = self.engine_obstacle = None
         if is_on(trainer, "share_prompts"):
             self.obstacle = settings or self._packing_obstacle()
         if is_on(trainer, "fast_rollouts") and sampled_elsewhere(trainer) is None:
             self.engine_obstacle = settings or self._engine_obstacle()
-        if self.obstacle:
+        if self.obstacle and said != (self.obstacle, self.engine_obstacle):
             used = "share_prompts: trl's own training pass is"
             if self.engine_obstacle == self.obstacle:
                 used = "share_prompts and fast_rollouts: trl's own training pass and sampling are"
             fix = _DROPOUT if "dropout" in self.obstacle else ""
             logger.warning("%s used, for %s%s", used, self.obstacle, fix)
         self.packs = is_on(trainer, "share_prompts") and self.obstacle is None
-        self.fuses = self.packs and self._fusing_agrees()
-        if settings is None:  # weights are whole, and a pass is made by this process alone
-            self._check_head()
+        self.fuses = self.packs and self._may_fuse()
 
     def _check_head(self) -> None:
         """Say so where trl scores completions otherwise than the policy samples them."""
@@ -119,11 +129,17 @@ class PackedForward:
                     return found
         return None
 
-    def _fusing_agrees(self) -> bool:
+    def _may_fuse(self) -> bool:
         """Whether the models are the same with fused modules; on a CPU, where those are for."""
         models = [base_of(m) for m in (self.trainer.model, self.trainer.ref_model) if m is not None]
-        on_cpu = self.trainer.accelerator.device.type == "cpu"
-        return on_cpu and all(map(fused_modules_agree, models))
+        if self.trainer.accelerator.device.type != "cpu":
+            return False
+        refused = [reason for model in models if (reason := fusing_obstacle(model))]
+        for reason in refused or filter(None, map(kept_as_it_is, models)):
+            if reason not in self._told:
+                logger.warning("faster modules: the model's own are used, for %s", reason)
+            self._told.add(reason)
+        return not refused
 
     def _engine_obstacle(self) -> str | None:
         """What the engine cannot sample from the policy for, or None: the policy rests then."""

@@ -99,8 +99,7 @@ class PromptSelection:
         prompts: list[int] = []
         if self.schedule:
             rows = len(inputs) * self.trainer.accelerator.num_processes
-            ahead = self.trainer.sampling_ahead.chosen
-            prompts = ahead or list(islice(order, rows // self.trainer.num_generations))
+            prompts = list(islice(order, rows // self.trainer.num_generations))
             order = (number for number in order if number not in prompts)
             inputs[:] = self._rows(prompts, inputs[0])  # in place: callers look at it afterwards
         if self._rounds:
@@ -113,14 +112,6 @@ class PromptSelection:
             for name, value in self.schedule.metrics(prompts).items():
                 self.trainer.internals.training_metrics[name].append(value)
         return output
-
-    def drawn(self, step: int) -> list[int] | None:
-        """The prompts that the schedule would draw now for a batch that begins at `step`."""
-        if not self.schedule:
-            return None
-        args = self.trainer.args
-        count = args.generation_batch_size // self.trainer.num_generations
-        return list(islice(self._order(step), count))
 
     def _order(self, step: int) -> Iterator[int]:
         """The numbers of the data's rows as the batch of `step` wants them, each once."""

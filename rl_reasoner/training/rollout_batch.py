@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.moe.routing import Routes, join_routes
+from rl_reasoner.rollout.answering import GivenTurns
 from rl_reasoner.rollout.completions import SampledCompletion
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentTurn, EpisodeRecord
-from rl_reasoner.rollout.sampling_order import GivenTurns
 from rl_reasoner.rollout.tool_turns import ToolEvent
 from rl_reasoner.training.overlapped_rewards import OverlappedRewards
 from rl_reasoner.types import Outcome
@@ -27,7 +27,6 @@ class RolloutRow:
     row: dict[str, Any]
     ids: list[int]
     logps: list[float] | None
-    policy_logps: list[float] | None
     kept: Tensor | None
     tool_mask: list[int] | None
     turns: Sequence[ToolEvent | EnvironmentTurn] | None
@@ -44,9 +43,9 @@ class RolloutBatch:
 
     `earlier`: rows of all processes that were sampled for the same batch before these. `scored`:
     sampled and scored before, so that trl's path is to take what is here. `logps`: each token's
-    under the distribution that it was drawn from; `policy_logps`: under the policy itself, nothing
-    cut off. `kept`: the sets of tokens that each row's were drawn from, where the passes to come
-    take them (rl_reasoner.training.sampling_mask). `tool_masks`: 1 for tokens that the policy
+    under the policy that sampled it, nothing cut off. `kept`: the sets of tokens that each row's
+    were drawn from, where the passes to come take them (rl_reasoner.training.sampling_mask):
+    `logps` are over these then. `tool_masks`: 1 for tokens that the policy
     sampled, 0 for those that tools gave, and `turns` what was called, `ended` why each completion
     did (`SampledCompletion`); None without tools. `episodes`: what an environment gave, `turns` are
     its turns then. `routes`: the experts chosen. `outcomes` by reward; `rewards` (rows of all
@@ -59,7 +58,6 @@ class RolloutBatch:
     ids: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     logps: list[list[float]] | None = None
-    policy_logps: list[list[float]] | None = None
     kept: list[Tensor] | None = None
     tool_masks: list[list[int]] | None = None
     turns: Sequence[Sequence[ToolEvent | EnvironmentTurn]] | None = None
@@ -72,13 +70,8 @@ class RolloutBatch:
     overlapped: OverlappedRewards | None = None  # rewards that began beside the sampling
 
     def take(self, completions: Sequence[SampledCompletion]) -> None:
-        """What the engine tells of the rows' completions beside tokens and their log-probs.
-
-        Over a set of tokens the policy is what they were drawn from: no log-probs besides.
-        """
-        kept = [c.kept for c in completions if c.kept is not None]
-        self.kept = kept or None
-        self.policy_logps = None if kept else [c.policy_logps for c in completions]
+        """What the engine tells of the rows' completions beside tokens and their log-probs."""
+        self.kept = [c.kept for c in completions if c.kept is not None] or None
 
     def take_turns(
         self, completions: Sequence[SampledCompletion], given: GivenTurns | None
@@ -108,7 +101,6 @@ class RolloutBatch:
                 row,
                 self.ids[i],
                 self.logps[i] if self.logps else None,
-                self.policy_logps[i] if self.policy_logps is not None else None,
                 self.kept[i] if self.kept is not None else None,
                 self.tool_masks[i] if self.tool_masks is not None else None,
                 self.turns[i] if self.turns is not None else None,
@@ -134,7 +126,6 @@ class RolloutBatch:
             scored=True,
             ids=[row.ids for row in rows],
             logps=_of_all([row.logps for row in rows]),
-            policy_logps=_of_all([row.policy_logps for row in rows]),
             kept=[row.kept for row in rows if row.kept is not None] or None,
             tool_masks=[row.tool_mask for row in rows if row.tool_mask is not None] or None,
             turns=[row.turns for row in rows if row.turns is not None] or None,

@@ -42,7 +42,6 @@ TYPED: dict[str, set[str]] = {
     "env --plan quickstart --gpus 4 --loss.ty": {"--loss.type"},
     "env --loss.ty": set(),
     "env --gpu H1": {"H100"},
-    "export quickstart out --to ver": {"verl", "verifiers"},
     "export runs/one out --dtype ": {"fp32", "bf16"},
     "eval runs/one --sets modular_te": {"modular_test"},
     "eval runs/one --sets sums_test,modular_t": {

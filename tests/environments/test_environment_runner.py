@@ -181,7 +181,7 @@ class Spell:
     def step(self, completion): return self.word, PAY, True
 
 from rl_reasoner.environments.apart import pack_environment, unpack_environment
-there = unpack_environment(pack_environment(Spell))  # as the process that samples ahead has it
+there = unpack_environment(pack_environment(Spell))  # as its own process has it
 with EnvironmentRunner(there) as runner:
     reply = runner.step(runner.episode({"start": "ant"}), "a").result()
     print(reply.kind, reply.messages[0]["content"], reply.reward, reply.why)

@@ -1,16 +1,17 @@
-"""A recipe handed over to another engine: its table of fields, its folder, its reward file."""
+"""A recipe handed over to verl: its table of fields, its folder, its reward file."""
 
 import ast
 import importlib.util
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tyro
+import yaml
 from transformers import AutoTokenizer
 
 from rl_reasoner import Recipe, RecipeRewards
@@ -18,11 +19,13 @@ from rl_reasoner.cli.arguments import parse_options
 from rl_reasoner.cli.eval import EvalVerb
 from rl_reasoner.errors import UserError
 from rl_reasoner.handover.fields import OURS, field_table, settings
-from rl_reasoner.handover.folder import ENGINES, hand_over
+from rl_reasoner.handover.folder import hand_over
+from rl_reasoner.handover.verl import FIELDS
 from rl_reasoner.paths import check_run
 from rl_reasoner.policy.scratch import byte_tokenizer
 from rl_reasoner.recipe.algorithms import ALGORITHMS
 from rl_reasoner.recipe.data import FileData
+from rl_reasoner.version import INSTALL
 from support.commands import Cli
 from support.documents import ROOT
 
@@ -41,16 +44,19 @@ def recipe(loss: Mapping[str, Any] | None = None, **more: Any) -> Recipe:
     return Recipe(**{**given, **more})
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "train.parquet").to_pylist()
+    return rows
+
+
 def verl_settings(folder: Path, made_of: Recipe) -> dict[str, Any]:
-    made = hand_over(made_of, "verl", folder)
-    return settings(made.engine.fields, made.subject)
+    made = hand_over(made_of, folder)
+    return settings(FIELDS, made.subject)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_field_of_a_recipe_is_in_the_table_once(engine: str) -> None:
-    fields = ENGINES[engine].fields
-    assert sorted(one.ours for one in fields) == sorted(OURS)
-    theirs = [name for one in fields for name in one.theirs]
+def test_every_field_of_a_recipe_is_in_the_table_once() -> None:
+    assert sorted(one.ours for one in FIELDS) == sorted(OURS)
+    theirs = [name for one in FIELDS for name in one.theirs]
     assert len(theirs) == len(set(theirs))
 
 
@@ -58,8 +64,7 @@ def test_the_page_has_the_table() -> None:
     page = (ROOT / "docs/handover.md").read_text()
     begin, end = "<!-- the table of fields -->\n\n", "\n<!-- its end -->"
     shown = page.partition(begin)[2].partition(end)[0]
-    titles = {one.title: one.fields for one in ENGINES.values()}
-    assert shown == field_table(titles), "run: python docs/handover_fields.py"
+    assert shown == field_table(FIELDS), "run: python docs/handover_fields.py"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,7 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
         },
         **known,
     )
-    told = hand_over(asked, "verl", tmp_path / "out")
+    told = hand_over(asked, tmp_path / "out")
     assert [line.partition(":")[0] for line in told.warnings] == [
         "loss.algorithm max_rl",
         "loss.type vespo",
@@ -136,7 +141,7 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
         "loss.mask_truncated True",
     ]
     length = recipe(rewards={"math_answer": 1.0, "length": 0.1}, **known)
-    lengths = hand_over(length, "verl", tmp_path / "b")
+    lengths = hand_over(length, tmp_path / "b")
     assert ["completion_ids" in line for line in lengths.warnings] == [True]
     readme = (told.folder / "README.md").read_text()
     assert all(line in readme for line in (*told.warnings, *told.start))
@@ -144,12 +149,12 @@ def test_what_the_engine_does_otherwise_is_a_warning(tmp_path: Path) -> None:
     [command] = [line for line in readme.splitlines() if line.startswith("rl-reasoner eval")]
     options = {"extract": "whole", "timeout_s": 2.0}
     judged = recipe(evals={"sets": ["a"], "reward": "code_tests", "reward_options": options})
-    readme = (hand_over(judged, "verl", tmp_path / "c").folder / "README.md").read_text()
+    readme = (hand_over(judged, tmp_path / "c").folder / "README.md").read_text()
     [other] = [line for line in readme.splitlines() if line.startswith("rl-reasoner eval")]
     found = [tyro.cli(EvalVerb, args=shlex.split(text)[2:]) for text in (command, other)]
     assert [one.sets for one in found] == ["SET", "a"] and found[0].template == asked.template
     assert parse_options("--reward-options", found[1].reward_options) == options
-    assert not hand_over(recipe(**known), "verl", tmp_path / "plain").warnings
+    assert not hand_over(recipe(**known), tmp_path / "plain").warnings
 
 
 OWN = """
@@ -187,7 +192,7 @@ def test_the_reward_file_has_three_outcomes_without_the_recipes_own_files(
     tmp_path: Path, own: str
 ) -> None:
     asked = recipe(rewards={"math_answer": 2.0, own: 0.5})
-    made = hand_over(asked, "verl", tmp_path / "out")
+    made = hand_over(asked, tmp_path / "out")
     (tmp_path / "mine.py").unlink()
     (tmp_path / "doubts.py").unlink()
     score = loaded(made.folder / "rewards.py").compute_score
@@ -220,15 +225,15 @@ def test_an_own_reward_is_found_by_its_name_in_the_recipe(
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     (tmp_path / "named.jsonl").write_text(json.dumps({**row, "rewards": [own]}))
     asked = recipe(rewards={"math_answer": 2.0, own: 0.5}, data=data, hacking_meter=meter)
-    made = hand_over(asked, "openrlhf", tmp_path / "out")
+    made = hand_over(asked, tmp_path / "out")
     monkeypatch.chdir(tmp_path.parent)
     handed = RecipeRewards(made.folder / "recipe.yaml")
-    tasks = [json.loads(line) for line in (made.folder / "train.jsonl").read_text().splitlines()]
-    assert tasks and {handed.score_task("no", task["task"]).value for task in tasks} == {0.5}
+    tasks = [row["extra_info"]["task"] for row in rows_of(made.folder)]
+    assert tasks and {handed.score_task("no", task).value for task in tasks} == {0.5}
     monkeypatch.chdir(tmp_path)
     wrong = FileData(path="rows.jsonl", rewards=("mine.py:brif",))
     with pytest.raises(UserError, match=r"no reward 'mine\.py:brif'\. Did you mean 'mine\.py:b"):
-        hand_over(asked.model_copy(update={"data": wrong}), "openrlhf", tmp_path / "other")
+        hand_over(asked.model_copy(update={"data": wrong}), tmp_path / "other")
 
 
 ASKED = """
@@ -253,7 +258,7 @@ def test_a_judges_function_and_rubric_come_along(
     for name, content in files.items():
         Path(name).write_text(content)
     options = {"function": "ask.py:ask", "rubric": "rubric.yaml", "cache": str(tmp_path / "kept")}
-    made = hand_over(recipe(rewards={"judge": {"options": options}}), "verl", tmp_path / "out")
+    made = hand_over(recipe(rewards={"judge": {"options": options}}), tmp_path / "out")
     for name in files:
         Path(name).unlink()
     monkeypatch.chdir(tmp_path.parent)
@@ -264,7 +269,6 @@ def test_a_judges_function_and_rubric_come_along(
     with pytest.raises(UserError, match="reward 'judge': option rubric: there is no file rubric"):
         hand_over(
             recipe(rewards={"judge": {"options": {**SERVED, "rubric": "rubric.yaml"}}}),
-            "verl",
             tmp_path / "other",
         )
 
@@ -295,9 +299,9 @@ def test_a_folder_is_written_whole_or_not_at_all(
     def full(*given: object) -> Any:
         raise OSError("no space left on device")
 
-    monkeypatch.setitem(ENGINES, "verl", replace(ENGINES["verl"], files=full))
+    monkeypatch.setattr("rl_reasoner.handover.verl.files", full)
     with pytest.raises(OSError, match="no space"):
-        hand_over(recipe(), "verl", tmp_path / "out")
+        hand_over(recipe(), tmp_path / "out")
     assert not [*tmp_path.iterdir()]
 
 
@@ -307,27 +311,25 @@ def test_a_run_as_policy_is_its_policy(tmp_path: Path) -> None:
     for name, text in ((".lock", ""), ("recipe.yaml", "policy: x")):
         (run / name).write_text(text)
     with pytest.raises(UserError, match="has no policy/ yet"):
-        hand_over(recipe(policy=str(run)), "verl", tmp_path / "early")
+        hand_over(recipe(policy=str(run)), tmp_path / "early")
     for name in ("config.json", "tokenizer_config.json"):
         (run / "policy" / name).write_text("{}")
     byte_tokenizer().backend_tokenizer.save(str(run / "policy" / "tokenizer.json"))
     path = "actor_rollout_ref.model.path"
     asked = recipe(policy=str(run), template="auto")
     assert verl_settings(tmp_path / "out", asked)[path] == str((run / "policy").resolve())
-    assert not hand_over(asked, "verl", tmp_path / "b").warnings  # its template was looked at
+    assert not hand_over(asked, tmp_path / "b").warnings  # its template was looked at
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_folder_that_is_handed_over_is_no_run(engine: str, tmp_path: Path, cli: Cli) -> None:
-    for name in ("policy", "stages"):  # which names a folder in it for verifiers
-        hand_over(recipe(name=name), engine, tmp_path / "out" / name)
-        files = sorted((tmp_path / "out" / name).rglob("*"))
-        verbs = (("report",), ("chat",), ("train", "--resume"), ("train", "quickstart", "--policy"))
-        for verb in verbs:
-            ended = cli(*verb, f"out/{name}")
-            assert ended.code == 2 and "but no run was begun in it, as in what" in ended.err
-            assert "Runs there" not in ended.err and "continue it" not in ended.err
-        assert sorted((tmp_path / "out" / name).rglob("*")) == files, "nothing is written"
+def test_a_folder_that_is_handed_over_is_no_run(tmp_path: Path, cli: Cli) -> None:
+    hand_over(recipe(), tmp_path / "out" / "made")
+    files = sorted((tmp_path / "out" / "made").rglob("*"))
+    verbs = (("report",), ("chat",), ("train", "--resume"), ("train", "quickstart", "--policy"))
+    for verb in verbs:
+        ended = cli(*verb, "out/made")
+        assert ended.code == 2 and "but no run was begun in it, as in what" in ended.err
+        assert "Runs there" not in ended.err and "continue it" not in ended.err
+    assert sorted((tmp_path / "out" / "made").rglob("*")) == files, "nothing is written"
     ended = cli("report", "out/missing")
     assert ended.code == 2 and "Runs there" not in ended.err
 
@@ -351,33 +353,22 @@ def test_the_template_is_that_of_the_policy_that_the_stage_starts_from(tmp_path:
     first = {"kind": "sft", "policy": str(student)}
     for number, stages in enumerate(([own], [first, {"kind": "grpo"}])):
         asked = recipe(policy="scratch:dense-tiny", template="auto", stages=stages)
-        made = hand_over(asked, "verl", tmp_path / str(number))
+        made = hand_over(asked, tmp_path / str(number))
         assert made.subject.chats and made.subject.template_known
-
-
-@pytest.mark.parametrize(("targets", "told"), [(".*q_proj", 1), ("all-linear", 0), (["q"], 0)])
-def test_a_pattern_of_layers_is_not_lost_without_a_word(
-    targets: object, told: int, tmp_path: Path
-) -> None:
-    policy = {"source": "org/model", "lora": {"targets": targets}}
-    made = hand_over(recipe(policy=policy), "openrlhf", tmp_path / "out")
-    assert sum("policy.lora.targets" in line for line in made.warnings) == told
 
 
 def test_chats_stay_chats_and_texts_come_with_a_template_that_adds_nothing(
     tmp_path: Path,
 ) -> None:
-    import pyarrow.parquet as pq
-
     template = "actor_rollout_ref.model.custom_chat_template"
-    chats = hand_over(recipe(template="boxed", system="Be brief."), "verl", tmp_path / "chats")
-    row = pq.read_table(chats.folder / "train.parquet").to_pylist()[0]
+    chats = hand_over(recipe(template="boxed", system="Be brief."), tmp_path / "chats")
+    row = rows_of(chats.folder)[0]
     assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
-    assert template not in settings(chats.engine.fields, chats.subject)
+    assert template not in settings(FIELDS, chats.subject)
     assert json.loads(row["extra_info"]["task"])["prompt"] == row["prompt"]
-    texts = hand_over(recipe(template="r1"), "verl", tmp_path / "texts")
-    assert settings(texts.engine.fields, texts.subject)[template]
-    guessed = hand_over(recipe(template="auto"), "verl", tmp_path / "auto")
+    texts = hand_over(recipe(template="r1"), tmp_path / "texts")
+    assert settings(FIELDS, texts.subject)[template]
+    guessed = hand_over(recipe(template="auto"), tmp_path / "auto")
     assert [line.partition(" ")[0] for line in guessed.warnings] == ["template"]
 
 
@@ -404,11 +395,11 @@ def test_texts_begin_there_as_the_policys_tokenizer_begins_them(
         file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": adding}))
     opened = AutoTokenizer.from_pretrained(tmp_path / "policy")
     asked = recipe(policy=str(tmp_path / "policy"))
-    verl = hand_over(asked, "verl", tmp_path / "verl")
+    verl = hand_over(asked, tmp_path / "verl")
     prompt = verl.subject.tasks[0].prompt
     wanted = opened(prompt)["input_ids"]
     assert (wanted[0] == opened.bos_token_id) == begun
-    given = settings(verl.engine.fields, verl.subject)
+    given = settings(FIELDS, verl.subject)
     chat = [{"role": "user", "content": prompt}]
     template = given["actor_rollout_ref.model.custom_chat_template"]
     shown = opened.apply_chat_template(chat, chat_template=template, return_dict=False)
@@ -417,16 +408,11 @@ def test_texts_begin_there_as_the_policys_tokenizer_begins_them(
         and max(len(opened(t.prompt)["input_ids"]) for t in verl.subject.tasks)
         == given["data.max_prompt_length"]
     )
-    other = hand_over(asked, "openrlhf", tmp_path / "openrlhf")
-    line = json.loads((other.folder / "train.jsonl").read_text().splitlines()[0])
-    assert opened(line["prompt"], add_special_tokens=False)["input_ids"] == wanted
-    assert json.loads(line["task"])["prompt"] == prompt
-    assert not any("BOS" in one for one in [*verl.warnings, *other.warnings])
-    for engine in ("verl", "openrlhf"):
-        unknown = hand_over(recipe(), engine, tmp_path / f"{engine}_unknown")
-        assert [one for one in unknown.warnings if one.startswith("template") and "BOS" in one]
-        chats = hand_over(recipe(template="chat"), engine, tmp_path / f"{engine}_chats")
-        assert not any("BOS" in one for one in chats.warnings)
+    assert not any("BOS" in one for one in verl.warnings)
+    unknown = hand_over(recipe(), tmp_path / "unknown")
+    assert [one for one in unknown.warnings if one.startswith("template") and "BOS" in one]
+    chats = hand_over(recipe(template="chat"), tmp_path / "chats")
+    assert not any("BOS" in one for one in chats.warnings)
 
 
 SERVED = {"server": "http://localhost:9/v1", "model": "m"}
@@ -457,23 +443,30 @@ def test_what_cannot_be_handed_over_is_refused(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        hand_over(recipe(**change), "verl", tmp_path / "out")
+        hand_over(recipe(**change), tmp_path / "out")
     assert not [*tmp_path.iterdir()]
 
 
-def test_unknown_engines_and_stages_are_told_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Did you mean 'verl'"):
-        hand_over(recipe(), "verll", tmp_path / "out")
+def test_unknown_engines_and_stages_are_told_with_the_nearest(tmp_path: Path, cli: Cli) -> None:
+    ended = cli("export", "quickstart", str(tmp_path / "out"), "--to", "verll")
+    assert ended.code == 2 and "Did you mean 'verl'" in ended.err
     with pytest.raises(UserError, match="Did you mean 'grpo'"):
-        hand_over(recipe(), "verl", tmp_path / "out", "gropo")
+        hand_over(recipe(), tmp_path / "out", "gropo")
 
 
 def test_no_name_breaks_what_is_run_there(tmp_path: Path) -> None:
     """A recipe may be of somebody else, and its name any text; a folder may have spaces."""
-    asked = recipe(name='"""\ntouch hacked\n"""')
-    there = hand_over(asked, "openrlhf", tmp_path / "a folder")
-    script = (there.folder / "train.sh").read_text()
-    assert [line[:3] for line in script.splitlines()[:4]] == ["#!/", "# r", "cd ", "exe"]
+    there = hand_over(recipe(name='"""\ntouch hacked\n"""'), tmp_path / "a folder")
     body = ast.parse((there.folder / "rewards.py").read_text()).body
     assert not any(isinstance(part, ast.Expr) for part in body[1:])
-    assert there.start[-1] == f"sh '{there.folder}'/train.sh"
+    assert yaml.safe_load((there.folder / "config.yaml").read_text())["handover"] == {
+        "folder": str(there.folder)
+    }
+    assert f"--config-dir '{there.folder}'" in there.start[-1]
+
+
+def test_nothing_is_installed_by_a_name_that_is_on_no_index(tmp_path: Path) -> None:
+    made = hand_over(recipe(), tmp_path / "out")
+    commands = [line.partition("#")[0] for line in made.start]
+    assert not [line for line in commands if line.startswith("pip") and "rl-reasoner" in line]
+    assert INSTALL in (made.folder / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What is told of a handover: warnings of what the engine does otherwise, and the README."""
+"""What is told of a handover: warnings of what verl does otherwise, and the README."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import tyro
 
 from rl_reasoner import Recipe
 from rl_reasoner.cli.eval import EvalVerb
-from rl_reasoner.handover.folder import ENGINES, hand_over
+from rl_reasoner.handover.folder import hand_over
 from rl_reasoner.policy.scratch import byte_tokenizer
 
 
@@ -47,21 +47,20 @@ def test_of_a_mixture_it_is_told_that_its_experts_are_not_replayed(
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         policy = str(folder)
-    made = hand_over(recipe(policy=policy), "verl", tmp_path / "out")
+    made = hand_over(recipe(policy=policy), tmp_path / "out")
     assert sum("router_replay" in line for line in made.warnings) == told
 
 
 def test_the_evaluation_samples_as_the_recipe_does(tmp_path: Path) -> None:
     drawn = {"samples": 4, "temperature": 0.6, "weights": "int8"}
-    made = hand_over(recipe(evals={"sets": ["a"], **drawn}), "verl", tmp_path / "out")
+    made = hand_over(recipe(evals={"sets": ["a"], **drawn}), tmp_path / "out")
     readme = (made.folder / "README.md").read_text()
     [command] = [line for line in readme.splitlines() if line.startswith("rl-reasoner eval")]
     found = tyro.cli(EvalVerb, args=shlex.split(command)[2:])
     assert {name: getattr(found, name) for name in drawn} == drawn
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_no_value_ends_a_cell_of_the_table(engine: str, tmp_path: Path) -> None:
+def test_no_value_ends_a_cell_of_the_table(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     tokenizer.save_pretrained(tmp_path / "policy")
@@ -73,7 +72,7 @@ def test_no_value_ends_a_cell_of_the_table(engine: str, tmp_path: Path) -> None:
     adding |= {"special_tokens": {"<|begin|>": bos}}
     file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": adding}))
     asked = recipe(policy=str(tmp_path / "policy"), name="a|b")
-    readme = (hand_over(asked, engine, tmp_path / "out").folder / "README.md").read_text()
+    readme = (hand_over(asked, tmp_path / "out").folder / "README.md").read_text()
     rows = [line for line in readme.splitlines() if line.startswith("| ")]
     assert rows and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
-    assert engine != "verl" or r"<\|begin\|>" in readme
+    assert r"<\|begin\|>" in readme

@@ -191,17 +191,6 @@ def test_an_arm_that_was_killed_continues_to_the_same_weights(
 
 
 @pytest.mark.matrix
-def test_an_arm_with_sampling_ahead_continues_to_the_same_weights(tmp_path: Path) -> None:
-    run = {"folder": str(tmp_path / "run"), "device": "cpu", "overlap": "one_step"}
-    done = train(arms(tmp_path, ["random_reward"], run=run), quiet=True)
-    shutil.copytree(done.folder, tmp_path / "killed")
-    shutil.rmtree(tmp_path / "killed/controls")
-    killed(tmp_path / "killed", "random_reward", 4)
-    resumed(tmp_path / "killed")
-    held_against(done.folder, tmp_path / "killed", ["random_reward"])
-
-
-@pytest.mark.matrix
 def test_an_arm_of_several_processes_continues_to_the_same_weights(tmp_path: Path) -> None:
     folders = []
     for name in ("whole", "killed"):

@@ -11,7 +11,7 @@ import yaml
 from rl_reasoner.cli.arguments import environment_of
 from support.commands import Cli, whole_and_resumed
 from support.environments import FILE
-from support.tiny import close, rows, same
+from support.tiny import rows, same
 from support.vllm_stand_in import serving
 
 RECIPE: dict[str, Any] = {
@@ -100,18 +100,6 @@ def test_a_vllm_server_samples_the_turns(room: Path, cli: Cli) -> None:
     done = [row for row in rows if row["ended"] == "done"]
     assert done and all([turn["kind"] for turn in row["turns"]] == ["ok"] * 3 for row in done)
     assert all("\n1 of 3\n" in row["completion"] for row in done)
-
-
-@pytest.mark.matrix
-def test_the_same_where_another_process_plays_ahead(room: Path) -> None:
-    """Killed while one batch is trained on and the next is played; equal up to rounding."""
-    changed = {**RECIPE, "run": {**RECIPE["run"], "overlap": "one_step"}}
-    (room / "plays.yaml").write_text(yaml.safe_dump(changed))
-    whole_and_resumed(room, "plays.yaml", "stages/2-grpo/metrics.jsonl", 1)
-    assert close(room / "whole" / "policy", room / "killed" / "policy")
-    assert rollouts(room / "whole") == rollouts(room / "killed")
-    played = [row["step"] for row in rollouts(room / "whole") if row["turns"]]
-    assert {1, 2, 3} == {*played}
 
 
 def test_a_stages_policy_plays_as_its_run_does(room: Path) -> None:

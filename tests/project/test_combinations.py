@@ -42,9 +42,7 @@ def test_a_pair_is_one_recipe_with_both() -> None:
     [
         (("tools", "environment"), "tools and an environment in one run are not there yet"),
         (("tools", "vLLM"), "leave vllm out"),
-        (("DDP", "overlap"), "not beside 2"),
         (("FSDP2", "files"), "a server that gets weights by files samples for one process"),
-        (("files", "overlap"), "run.overlap: our engine samples ahead, not vLLM"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -158,3 +159,23 @@ def test_the_wheel_shows_and_copies_the_quickstart(built: Built, tmp_path: Path)
 
 def test_the_installed_command_is_there(built: Built) -> None:
     assert (built.installed / "bin" / "rl-reasoner").is_file()
+
+
+def test_nobody_is_told_to_install_a_name_that_is_on_no_index() -> None:
+    """Anybody could take it there: `.[extra]` in a clone, or `version.install_extra`."""
+    told = re.compile(r"\b(pip3?|pipx|uv|uvx|poetry)\b[^|\n#]*[\s'\"=]rl[-_.]reasoner\b(?!/)")
+    found = []
+    for path in tracked():
+        if path.suffix in (".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ".cff", "") and not (
+            (ROOT / path).is_symlink() or path.parts[0] == "tests"
+        ):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            found += [f"{path}: {line.strip()}" for line in text.split("\n") if told.search(line)]
+    assert not found
+
+
+def test_an_extra_is_installed_by_what_it_adds() -> None:
+    from rl_reasoner.version import install_extra
+
+    assert install_extra("server").startswith("pip install 'openai")
+    assert "rl-reasoner" not in install_extra("ray")

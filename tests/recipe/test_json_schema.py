@@ -71,7 +71,6 @@ def test_it_takes_the_short_forms() -> None:
         {"environment": {"use": "guess", "turns": 4}},
         {"controls": "random_reward", "evals": {"sets": ["modular_test"]}},
         {"policy": {"source": "x", "lora": {"targets": "q_proj,v_proj"}}},
-        {"run": read("overlap: off")},
         {"stages": [{"kind": "grpo", "vllm": read("correction: off")}]},
     ],
     ids=str,
@@ -99,7 +98,6 @@ def test_it_takes_each_short_form_that_the_recipe_takes(short: dict[str, Any]) -
         (("tools",), {"use": ["calculator"], "call": 2}),
         (("environment",), ["guess"]),
         (("controls",), "a_third"),
-        (("run",), {"overlap": True}),
         (("run",), {"seed": 2**32}),
     ],
 )

@@ -39,15 +39,18 @@ def test_a_list_of_rewards_has_names_alone(tmp_path: Path, entry: str) -> None:
 
 
 def test_off_in_yaml_is_off(tmp_path: Path) -> None:
-    made = read(tmp_path, f"{TEXT}    vllm: {{correction: off}}\nrun: {{overlap: off}}\n")
+    made = read(tmp_path, f"{TEXT}    vllm: {{correction: off}}\n")
     [stage] = made.stages
     assert isinstance(stage, GrpoStage) and stage.vllm is not None
-    assert (stage.vllm.correction, made.run.overlap) == ("off", "off")
+    assert stage.vllm.correction == "off"
     assert read(tmp_path, made.to_yaml()) == made
-    changed = apply_flags(load_recipe("quickstart"), ["--run.overlap", "off"])
-    assert changed.run.overlap == "off"
-    with pytest.raises(UserError, match=r"run\.overlap.*'off' or 'one_step'"):
-        read(tmp_path, f"{TEXT}run: {{overlap: on}}\n")
+
+
+def test_sampling_ahead_is_gone_and_runs_that_kept_it_off_are_read(tmp_path: Path) -> None:
+    plain = read(tmp_path, f"{TEXT}run: {{seed: 3}}\n")
+    assert read(tmp_path, f"{TEXT}run: {{seed: 3, overlap: off}}\n") == plain
+    with pytest.raises(UserError, match=r"run\.overlap: .* is gone .*: leave the field out"):
+        read(tmp_path, f"{TEXT}run: {{overlap: one_step}}\n")
 
 
 def test_a_seed_is_one_that_every_generator_takes(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_without_ray_the_recipe_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'rl-reasoner\[ray\]'"):
+    with pytest.raises(UserError, match=r"pip install 'ray\W"):
         ray_cluster.installed()
     made = recipe(tmp_path, grpo(), run={"rewards_on": "ray", "device": "cpu"})
     with pytest.raises(UserError, match=r"rl-reasoner\[ray\]"):

@@ -59,7 +59,6 @@ FEATURES: dict[str, Feature] = {
     "files": Feature(
         {}, {"vllm": {"mode": "server", "url": "http://a:1", "folder": "w"}}, 1, _VLLM
     ),
-    "overlap": Feature({"run": {"overlap": "one_step"}}),
     "stages": Feature({"before": True}),
     "resumed": Feature(),
 }
@@ -72,7 +71,6 @@ MEANING = {
     "tools, environment": "completions of several turns",
     "vLLM": "vLLM on the training's GPUs, or trl's server: weights over NCCL",
     "files": "vLLM's own server, weights by files",
-    "overlap": "`run.overlap: one_step`",
     "stages": "a supervised stage before",
     "resumed": "killed or stopped, and resumed to equal weights",
 }
@@ -91,7 +89,6 @@ _OTHER_KIND = (
     "tests/pipeline/test_resume.py::"
     "test_a_stopped_run_of_another_kind_continues_to_the_same_weights"
 )
-_AHEAD = "tests/training/test_sampling_ahead.py::"
 _REPLAY = "tests/training/test_router_replay.py::test_replay_reaches_adapters_and_reference"
 _STAGES = "tests/pipeline/test_stages.py::"
 _REFERENCE = f"{_STAGES}test_the_reference_is_the_policy_that_enters_the_stage"
@@ -117,7 +114,6 @@ TESTED: dict[tuple[str, str], str] = {
     ("LoRA", "KL"): _REPLAY,
     ("LoRA", "FP8"): f"{_FP8}test_a_low_rank_adapter_stays_out_and_its_base_is_covered",
     ("LoRA", "tools"): _TOOLS,
-    ("LoRA", "overlap"): f"{_AHEAD}test_an_adapter_is_sampled_ahead",
     ("LoRA", "files"): "tests/training/test_vllm_adapters.py::"
     "test_a_recipes_run_is_resumed_bit_for_bit",
     ("LoRA", "stages"): f"{_STAGES}test_an_adapter_is_trained_and_merged",
@@ -127,7 +123,6 @@ TESTED: dict[tuple[str, str], str] = {
     ("replay", "FP8"): f"{_FP8}test_a_recipe_trains_in_it_and_says_so",
     ("replay", "files"): "tests/training/test_vllm_rollouts.py::"
     "test_experts_that_a_server_does_not_tell_are_those_of_the_first_pass",
-    ("replay", "overlap"): f"{_AHEAD}test_a_run_killed_in_mid_step_is_resumed_to_the_same_weights",
     ("replay", "stages"): _REFERENCE,
     ("replay", "resumed"): "tests/training/test_router_replay.py::"
     "test_a_killed_run_keeps_the_experts_of_its_completions",
@@ -144,16 +139,12 @@ TESTED: dict[tuple[str, str], str] = {
     "test_a_run_calls_and_is_evaluated_with_its_tools",
     ("tools", "files"): "tests/pipeline/test_tools_in_runs.py::"
     "test_the_same_by_a_vllm_server_after_kill_9",
-    ("tools", "overlap"): f"tests/pipeline/test_tools_in_runs.py::{_TURN}",
     ("tools", "resumed"): f"tests/pipeline/test_tools_in_runs.py::{_TURN}",
     ("environment", "files"): "tests/pipeline/test_environments_in_runs.py::"
     "test_a_vllm_server_samples_the_turns",
-    ("environment", "overlap"): "tests/pipeline/test_environments_in_runs.py::"
-    "test_the_same_where_another_process_plays_ahead",
     ("environment", "stages"): f"tests/pipeline/test_environments_in_runs.py::{_TURN}",
     ("environment", "resumed"): f"tests/pipeline/test_environments_in_runs.py::{_TURN}",
     ("files", "resumed"): _SERVED,
-    ("overlap", "resumed"): f"{_AHEAD}test_a_run_killed_in_mid_step_is_resumed_to_the_same_weights",
     ("stages", "resumed"): "tests/pipeline/test_pipeline.py::"
     "test_killed_in_every_kind_of_stage_it_ends_with_the_same_weights",
 }
@@ -167,18 +158,13 @@ RUN_TOGETHER = (
     ("replay", "environment"),
     ("KL", "fp16"),
     ("KL", "environment"),
-    ("KL", "overlap"),
     ("bf16", "tools"),
     ("bf16", "environment"),
-    ("bf16", "overlap"),
     ("fp16", "tools"),
     ("fp16", "environment"),
-    ("fp16", "overlap"),
     ("fp16", "stages"),
     ("FP8", "tools"),
     ("FP8", "environment"),
-    ("FP8", "overlap"),
-    ("overlap", "stages"),
 )
 _TOGETHER = "tests/pipeline/test_combined_features.py::test_two_features_train_together"
 TESTED |= dict.fromkeys(RUN_TOGETHER, _TOGETHER)

@@ -90,7 +90,7 @@ def replay(kind: type[trl.GRPOTrainer]) -> type[trl.GRPOTrainer]:
                 length = int(random.integers(1, self.max_completion_length))
                 ids = random.integers(6, 200, length).tolist()
                 self.table.append([*ids, self.eos_token_ids[0]] if index % 4 else [*ids, 77])
-            if not issubclass(kind, GRPOTrainer) or not self.engine_sampling.on:
+            if not issubclass(kind, GRPOTrainer) or self.engine_sampling.sampling() is None:
                 return self.table, None
             lengths = [len(ids) for ids in self.table]
             self.engine_sampling.budgets = lambda batch, count: lengths
@@ -172,6 +172,9 @@ def other_model(kind: str, vocabulary: int) -> Any:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
     config = {
         "llama": lambda: transformers.LlamaConfig(**common, **heads),
+        "mixtral": lambda: transformers.MixtralConfig(
+            **common, **heads, num_local_experts=4, num_experts_per_tok=2
+        ),
         "mistral": lambda: transformers.MistralConfig(**common, **heads, sliding_window=6),
         "gemma2": lambda: transformers.Gemma2Config(**common, **heads, head_dim=16),
         "gpt2": lambda: transformers.GPT2Config(

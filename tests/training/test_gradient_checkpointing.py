@@ -45,7 +45,6 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
         {
             "router_replay": True,
             "freeze_router": True,
-            "overlap": "off",  # a policy with hooks of its own cannot be sent to the other process
             "share_prompts": False,
             "regroup_rows": False,
             "balance_processes": False,

@@ -113,7 +113,6 @@ def test_gradients_are_those_of_a_plain_softmax_over_the_sets(
 def test_on_policy_the_weights_of_the_correction_are_1(
     policy: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = {}
     for keep in (False, True):
         trainer = build(
             policy,
@@ -126,9 +125,8 @@ def test_on_policy_the_weights_of_the_correction_are_1(
         trainer.train()
         log = trainer.state.log_history[0]
         names = [f"sampling/importance_sampling_ratio/{kind}" for kind in ("min", "max")]
-        found[keep] = max(abs(log[name] - 1) for name in names)
+        assert max(abs(log[name] - 1) for name in names) < 1e-5
         assert (log.get("sampling_mask/megabytes", 0.0) > 0) == keep
-    assert found[True] < 1e-5 and found[False] > 0.05
 
 
 def test_a_kl_in_the_reward_is_that_over_the_sets(tmp_path: Path) -> None:
@@ -149,18 +147,9 @@ def test_a_kl_in_the_reward_is_that_over_the_sets(tmp_path: Path) -> None:
     assert trainer.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"steps_per_generation": 4, "num_iterations": 2, "save_steps": 3},
-        pytest.param({"overlap": "one_step", "save_steps": 2}, marks=pytest.mark.matrix),
-    ],
-    ids=str,
-)
-def test_a_killed_run_keeps_the_sets_of_its_completions(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_killed_run_keeps_the_sets_of_its_completions(tmp_path: Path) -> None:
     torch.set_num_threads(1)
+    changes: dict[str, Any] = {"steps_per_generation": 4, "num_iterations": 2, "save_steps": 3}
     changes = {**KEEP, "save_strategy": "steps", "top_k": 20, "max_steps": 5, **changes}
     whole = build("scratch:dense-tiny", tmp_path / "whole", **changes)
     whole.train()

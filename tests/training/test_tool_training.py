@@ -1,7 +1,5 @@
 """Training on completions in which tools gave tokens: gradients, masks, figures, resuming."""
 
-import base64
-import pickle
 import random
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +12,9 @@ from transformers import TrainerCallback
 from rl_reasoner import Score, reward
 from rl_reasoner.errors import UserError
 from rl_reasoner.policy.scratch import byte_tokenizer
-from rl_reasoner.rollout import sampling_worker
-from rl_reasoner.rollout.shared_policy import SharedPolicy
 from rl_reasoner.rollout.tool_turns import ToolUse
 from rl_reasoner.scoring.registry import load_reward
-from rl_reasoner.tools.tool import ToolCall, ToolLimits, tool
+from rl_reasoner.tools.tool import ToolCall, tool
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from support.interrupting import Turns, with_turns
@@ -237,44 +233,6 @@ def test_calls_are_read_run_and_told(tmp_path: Path) -> None:
     assert log["tools/failure_frequency"] == pytest.approx(2 / 8)
 
 
-def test_tools_travel_to_another_process(tmp_path: Path) -> None:
-    """By name, by file, as a copy: they answer there as here, under the same limits."""
-
-    def own(text: str) -> str:
-        """Say it backwards."""
-        return text[::-1]
-
-    tokenizer = byte_tokenizer()
-    use = ToolUse(
-        *(tokenizer, ["calculator", f"{FILE}:counts", own]),
-        call_format="tags",
-        calls=3,
-        limits=ToolLimits(output_chars=20),
-    )
-    there = use
-    for _ in range(2):  # what has travelled travels on: its own tools run apart
-        there = pickle.loads(pickle.dumps(there))  # noqa: S301, just written
-    assert there.calls == 3 and there.format.name == "tags" and there.limits == use.limits
-    asked = {"calculator": {"expression": "6*7"}, "counts": {}, "own": {"text": "abc"}}
-    for each in (use, there):
-        with each.running():
-            runner = each._running
-            assert runner is not None
-            session = runner.session()
-            told = {name: session.call(ToolCall(name, given)).text for name, given in asked.items()}
-        assert told == {"calculator": "42", "counts": "1", "own": "cba"}
-
-
-def test_a_tool_that_is_called_as_a_built_in_one_travels_itself() -> None:
-    def calculator(expression: str) -> str:
-        """Guess."""
-        return "7"
-
-    use = ToolUse(byte_tokenizer(), [calculator], call_format="tags")
-    there = pickle.loads(pickle.dumps(use))  # noqa: S301, just written
-    assert [one.schema for one in there.tools] == [one.schema for one in use.tools]
-
-
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize(
     ("form", "call", "behind"),
@@ -299,27 +257,12 @@ def test_one_newline_stands_between_a_call_and_its_result(
     assert tokenizer.decode([*ids, *answer.ids]) == f"{call}\n{behind}"
 
 
-def test_processes_of_tools_go_on_from_one_order_to_the_next() -> None:
-    """In the process that samples ahead, as in this one."""
+def test_processes_of_tools_go_on_from_one_batch_to_the_next() -> None:
     use = ToolUse(byte_tokenizer(), [f"{FILE}:counts"], call_format="tags")
-    shared = SharedPolicy(torch.nn.Linear(1, 1))
-    opening = {
-        "modules": base64.b64encode(shared.modules),
-        "answering": base64.b64encode(pickle.dumps(use)),
-        "file": shared.file.fileno(),
-        "size": shared.size,
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "proved": False,
-        "choices": {},
-    }
-    policy = sampling_worker._Policy(opening)
-    with policy.open:
+    with use.running():
         for calls in ("1", "2"):
-            with policy.answering.turns(1):
-                session = policy.answering._running.session()
-                assert session.call(ToolCall("counts", {})).text == calls
-    shared.close()
+            with use.turns(1):
+                assert use._running.session().call(ToolCall("counts", {})).text == calls
 
 
 class Leaving(TrainerCallback):  # type: ignore[misc]

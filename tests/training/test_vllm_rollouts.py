@@ -153,8 +153,6 @@ def test_what_a_server_is_not_combined_with(tmp_path: Path) -> None:
     with serving(DENSE, room=9) as server:
         with pytest.raises(ServerFailed, match="--max-model-len 9; prompts and completions come"):
             trained(tmp_path, server.url)
-        with pytest.raises(UserError, match='not with overlap="one_step"'):
-            trained(tmp_path, server.url, overlap="one_step")
         with pytest.raises(UserError, match="no_repeat_ngram_size"):
             trained(tmp_path, server.url, generation_kwargs={"no_repeat_ngram_size": 2})
         for given in ({"num_beams": 2}, {"encoder_repetition_penalty": 2.0}):

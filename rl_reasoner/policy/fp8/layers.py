@@ -226,16 +226,6 @@ def _forward(layer: nn.Linear, scaling: Scaling, by: Backend, x: Tensor) -> Tens
     return linear(x, layer.weight, layer.bias, scaling, by)
 
 
-def fp8_of(model: nn.Module) -> tuple[Scaling, Backend] | None:
-    """How the linear layers of `model` multiply inside `fp8`; None outside of it."""
-    for module in model.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, partial) and forward.func is _forward:
-            _, scaling, by = forward.args
-            return scaling, by
-    return None
-
-
 # ---------------------------------------------------------------------------------------- a run
 
 

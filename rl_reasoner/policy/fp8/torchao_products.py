@@ -6,7 +6,7 @@ passes over fused experts, and the wrapper of its MoE prototype hears `torch._gr
 transformers' experts do not call. So its differentiable products are taken from below that, one for
 each linear layer and each expert (`layers` says where). Rows are filled up with zeros
 to the number that the kernels take: zeros change no scale and no sum. torchao is an extra:
-`pip install "rl-reasoner[fp8]"`.
+the extra `fp8`.
 """
 
 import importlib.metadata
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.version import install_extra
 
 SIDES = {"tensor": 16, "row": 16, "block": 128}  # what a weight's sides must be multiples of
 _RECIPES = {"tensor": "tensorwise", "row": "rowwise"}
@@ -32,9 +33,7 @@ def card_has_fp8(device: str) -> bool:
 def check(scaling: str) -> None:
     """Raise `UserError` if something that the products need is missing."""
     if importlib.util.find_spec("torchao") is None:
-        raise UserError(
-            'run.precision fp8 needs torchao on this card: pip install "rl-reasoner[fp8]"'
-        )
+        raise UserError(f"run.precision fp8 needs torchao on this card: {install_extra('fp8')}")
     if scaling == "block" and torch.cuda.get_device_capability() < (9, 0):
         raise UserError("run.fp8 block needs a Hopper card or a later one: set row or tensor")
 

@@ -10,16 +10,14 @@ import inspect
 import math
 import queue
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, get_args
 
-from rl_reasoner.environments.apart import PackedEnvironment, pack_environment, unpack_environment
 from rl_reasoner.environments.environment import (
     PLAYED,
     SEED,
@@ -172,7 +170,6 @@ class EnvironmentUse:
         `turns`: steps of an episode at most; `seconds`: of its steps together. Raises `UserError`.
         """
         self.tokenizer, self.turns, self.seconds = tokenizer, turns, seconds
-        self._given, self._template = environment, template
         self.form = TurnForm(tokenizer, template)
         self.runner = EnvironmentRunner(environment, options, limits)
         self.close = weakref.finalize(self, self.runner.close)
@@ -189,18 +186,6 @@ class EnvironmentUse:
             seconds=settings.seconds,
             limits=limits_of(settings),
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For another process: the environment travels as that of `EnvironmentRunner` does."""
-        made = partial(
-            EnvironmentUse,
-            options=self.runner.options,
-            template=self._template,
-            turns=self.turns,
-            seconds=self.seconds,
-            limits=self.runner.limits,
-        )
-        return _made_again, (made, self.tokenizer, pack_environment(self._given))
 
     @contextmanager
     def episodes(self, rows: Sequence[Row], ends: Sequence[int]) -> Iterator["EpisodeTurns"]:
@@ -278,12 +263,6 @@ class _Played:
     seconds: float = 0.0
     ended: str = ""
     why: str = ""
-
-
-def _made_again(
-    made: Callable[..., EnvironmentUse], tokenizer: Any, packed: PackedEnvironment
-) -> EnvironmentUse:
-    return made(tokenizer, unpack_environment(packed))
 
 
 class EpisodeTurns:

@@ -56,10 +56,6 @@ class ExactResume(Trainer):  # type: ignore[misc]
         """What a checkpoint keeps of the trainer itself, by name: nothing here."""
         return None
 
-    def settled(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What `own_state` gave, as a file can keep it: waits for what is still being made."""
-        return state
-
     def restore_own_state(self, state: dict[str, Any]) -> None:
         """Take back what `own_state` gave, or nothing where a checkpoint has none."""
 
@@ -73,14 +69,6 @@ class ExactResume(Trainer):  # type: ignore[misc]
         with choices.during(), self.while_training():
             checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
             return super().train(checkpoint, *others, **named)
-
-    def like_sampler(self) -> Any:
-        """Another sampler of the training rows, from their start."""
-        before = self._sampler
-        try:
-            return self._get_train_sampler()
-        finally:
-            self._sampler = before
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._sampler = super()._get_train_sampler(dataset)
@@ -127,7 +115,7 @@ class ExactResume(Trainer):  # type: ignore[misc]
         file = self._random_file(Path(output_dir))
         state = _load(file)
         about = {"processes": self.args.world_size, "choices": choices.taken()}
-        state[_KEY] = {**about, **self.settled(own)}
+        state[_KEY] = {**about, **own}
         partial = file.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(file)

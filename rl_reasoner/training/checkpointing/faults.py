@@ -139,11 +139,6 @@ class LastStep(TrainerCallback):  # type: ignore[misc]
         there = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         if not any_rank(trainer, not is_sealed(there)):  # a good one is not put at stake
             return True
-        try:
-            trainer.settled(kept["own"])
-        except RunStopped as error:
-            logger.warning("the last step is not kept: %s", error)
-            return False
         trainer.restore_own_state(kept["own"])
         set_random_states(kept["random"])
         trainer.state.num_input_tokens_seen = kept["tokens"]
