@@ -16,7 +16,7 @@ from rl_reasoner.foreign import number
 
 Metrics: TypeAlias = Mapping[str, Any]
 _TOO_HIGH = 0.9  # share from which on nothing is learned
-LITTLE = 0.5  # mean weight of a correction from which on it takes the gradient away
+_LITTLE = 0.5  # mean weight of a correction from which on it takes the gradient away
 _WINDOW = 10  # steps that a share is averaged over
 _MIN_STEPS = 5  # before the first alarm
 _SOLVED = 0.9  # of the highest reward, from which on a group counts as right
@@ -104,7 +104,7 @@ class LearningAlarms:
             "cut off": number(row.get("completions/clipped_ratio")),
             "flat": number(row.get("frac_reward_zero_std")),
             "still": None if norm is None else float(norm == 0),
-            "light": None if weight is None else float(weight < LITTLE),
+            "light": None if weight is None else float(weight < _LITTLE),
         }
         for kind, share in shares.items():
             if share is not None:
@@ -138,7 +138,7 @@ class LearningAlarms:
             return "no step changes the policy: the gradient is 0"
         if kind == "light":
             return (
-                f"the weights that correct for sampling are under {LITTLE} on average: next to "
+                f"the weights that correct for sampling are under {_LITTLE} on average: next to "
                 "nothing is learned. Look at cut-offs (top_p, top_k, min_p) and at what samples"
             )
         share = "all" if streak.share > 0.9995 else f"{streak.share:.0%} of the"

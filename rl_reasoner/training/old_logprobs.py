@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.distributed.sharding import forward_is_collective
-from rl_reasoner.evaluation.learning_alarms import LITTLE
 from rl_reasoner.training.micro_batches import moves
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.packed_forward import Pass, is_on
 from rl_reasoner.training.trl_internals import BATCHES, LOSS, OLD_LOGPS, PASS
 
 RATIO = "importance_sampling_ratio"  # a column of a batch
+_LITTLE = 0.5  # a mean weight that takes the gradient away; evaluation.learning_alarms has it, too
 logger = logging.getLogger(__name__)
 
 
@@ -181,7 +181,7 @@ class SamplingCorrection:
     def tell(self) -> None:
         """Say once that what is trained on now weighs little."""
         means = self.trainer.internals.training_metrics["sampling/importance_sampling_ratio/mean"]
-        if not self._told and means and (mean := sum(means) / len(means)) < LITTLE:
+        if not self._told and means and (mean := sum(means) / len(means)) < _LITTLE:
             self._told = True
             logger.warning(
                 "the weights that correct for sampling (sampling/importance_sampling_ratio) are "

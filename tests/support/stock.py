@@ -131,11 +131,12 @@ def drawn(table: list[list[int]], size: int = 0) -> Iterator[None]:
     flat = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in table]).flatten()
 
     def places(keys: Any, count: int) -> torch.Tensor:
-        rows = [key[-2] * size + key[-1] for key in keys] if size else [*range(len(keys))]
+        whole = size and all(len(key) > 1 for key in keys)  # not where a model is tried
+        rows = [key[-2] * size + key[-1] for key in keys] if whole else [*range(len(keys))]
         return (torch.tensor(rows)[:, None] * width + torch.arange(count)).float()
 
     def draw(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        return flat[uniform.long()]
+        return flat[uniform.long() % len(flat)]
 
     with (
         mock.patch.object(engine, "uniforms", places),

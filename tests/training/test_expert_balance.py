@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import TrainerCallback
 
 from rl_reasoner import GRPOConfig, GRPOTrainer, open_policy, train
 from rl_reasoner.errors import UserError
@@ -228,7 +229,11 @@ def test_the_bias_counts_rows_without_advantage_too(tmp_path: Path) -> None:
         def count(router: Any, inputs: Any, output: Any, tokens: list[int] = tokens) -> None:
             tokens.append(len(output[2]) if torch.is_grad_enabled() else 0)
 
-        next(router for _, router in routers(trainer.model)).register_forward_hook(count)
+        class Counting(TrainerCallback):  # type: ignore[misc]
+            def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
+                next(router for _, router in routers(model)).register_forward_hook(count)
+
+        trainer.add_callback(Counting())
         trainer.train()
         counted.append(sum(tokens))
     assert counted[1] > 1.5 * counted[0]

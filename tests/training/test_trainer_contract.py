@@ -42,6 +42,7 @@ ATTRIBUTES = {
     "mask_truncated_completions",
     "max_completion_length",
     "model",
+    "model_wrapped",
     "multi_objective_aggregation",
     "num_generations",
     "num_generations_eval",

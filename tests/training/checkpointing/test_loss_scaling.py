@@ -39,9 +39,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.gradients: list[torch.Tensor] = []
         self.types: set[torch.dtype] = set()
         self.scales: list[float] = []
-        layer = trainer.model.model.layers[0].mlp.down_proj
-        layer.register_forward_hook(lambda module, given, out: self.types.add(out.dtype))
         trainer.add_callback(self)
+
+    def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        layer = model.model.layers[0].mlp.down_proj
+        layer.register_forward_hook(lambda module, given, out: self.types.add(out.dtype))
 
     def on_pre_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
         self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
