@@ -169,9 +169,14 @@ def test_rows_without_numbers_on_one_process_stop_neither(tmp_path: Path) -> Non
         trainer = build(
             "scratch:dense-tiny", tmp_path, max_steps=2, gradient_accumulation_steps=1, **PLAIN
         )
+
+        class Spoilt(TrainerCallback):  # type: ignore[misc]
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                embedding = trainer.model.get_input_embeddings()
+                embedding.register_forward_hook(lambda *call: call[-1] * torch.nan)
+
         if rank == 1:
-            embedding = trainer.model.get_input_embeddings()
-            embedding.register_forward_hook(lambda *call: call[-1] * torch.nan)
+            trainer.add_callback(Spoilt())
         trainer.train()
         left_out = [row.get("rows/not_finite") for row in trainer.state.log_history]
         assert any(left_out), "both tell of rows that the second process has no numbers for"
