@@ -8,7 +8,7 @@ MARKED = $(if $(FAST),-m "not slow and not matrix")
 
 SEED ?= 0
 
-.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix properties hostile-tools browser scaling gpu docs tutorials schema fields release-check clean
+.PHONY: quickstart r1 test coverage lint bench real conformance resume-matrix properties hostile-tools browser scaling gpu docs tutorials schema fields versions latest hooks release-check clean
 
 quickstart: .venv/user  ## install, then the main job: train a tiny mixture of experts to think
 	$(RUN) train quickstart
@@ -65,6 +65,15 @@ docs: .venv/dev  ## the site, in build/site; nothing is fetched, every link is c
 
 tutorials: .venv/dev  ## every block of README and docs at its full size, and what it prints into the tutorials; `make test` runs them tiny
 	RL_REASONER_DOCS=full OMP_NUM_THREADS=1 COLUMNS=110 $(PY) -m pytest -n0 --timeout=3600 tests/project/test_readme.py tests/project/test_docs.py tests/project/test_notebook.py
+
+versions:  ## the newest of everything, all tests, then constraints.txt anew; nothing is written when a test fails
+	$(PYTHON) .ci/versions.py tested
+
+latest:  ## each week: the newest of everything, beyond our ranges, too; which tests fail because of which package
+	$(PYTHON) .ci/versions.py latest
+
+hooks: .venv/dev  ## in this clone, a commit on main is refused where lint fails
+	git config core.hooksPath .githooks
 
 release-check: .venv/dev  ## version, wheel, README, and the wheel in an empty environment on each Python that is here
 	$(PY) -m pip install --quiet -e '.[release]'

@@ -24,6 +24,19 @@ def versions() -> dict[str, str]:
 _version = cache(importlib.metadata.version)
 
 
+@cache
+def untested() -> str:
+    """The packages that are not in the version that the tests passed with, in words; or ""."""
+    lines = (Path(__file__).parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    moved = [
+        f"{name} {here} (tested with {tested[name]})"
+        for name, here in versions().items()
+        if tested.get(name, here) != here
+    ]
+    return ", ".join(moved)
+
+
 def made_with() -> dict[str, Any]:
     """Versions, machine and commit, as JSON values."""
     return {

@@ -56,7 +56,7 @@ class EnvVerb:
 
         from rl_reasoner import sandbox
         from rl_reasoner.policy.device import choose_device, choose_precision
-        from rl_reasoner.provenance import versions
+        from rl_reasoner.provenance import untested, versions
         from rl_reasoner.version import __version__
 
         device = choose_device()
@@ -71,6 +71,8 @@ class EnvVerb:
             **_measured(device),
             "sandbox": str(sandbox.strength()),
             **versions(),
+            "packages": untested() or "as tested",
+            "faster ways": _faster_ways(),
         }
 
     def _plan(self, source: str) -> None:
@@ -86,6 +88,32 @@ class EnvVerb:
         for row in table_rows(plans):
             table.add_row(*row)
         emit(self.json, {"plans": [p.to_json() for p in plans]}, table)
+
+
+def _faster_ways() -> str:
+    """Whether a small dense model and a mixture still compute as our layouts and passes take it.
+
+    The same proofs run on a user's own model when training starts; see `rollout.agreement`.
+    """
+    from rl_reasoner.policy.opening import open_policy
+    from rl_reasoner.rollout import agreement, decode_pass
+
+    lost: dict[str, None] = {}
+    for source in ("scratch:dense-tiny", "scratch:moe-tiny"):
+        model: Any = open_policy(source, seed=0, device="cpu").model
+        sampling = agreement.sampling_obstacle(model.eval())
+        unproved = None if decode_pass.is_proved(model) else decode_pass.decode_obstacle(model)
+        for way, reason in {
+            "packed pass (training takes 4 to 7 times as long)": agreement.packing_obstacle(
+                model.train()
+            ),
+            "fused modules": agreement.fusing_obstacle(model),
+            "engine (sampling takes 5 to 7 times as long)": sampling,
+            "compiled pass over new tokens": unproved,
+        }.items():
+            if reason is not None:
+                lost[f"without: {way} ({source}: {reason})"] = None
+    return "; ".join(lost) or "all agree: packed pass, fused modules, engine, pass over new tokens"
 
 
 def _measured(device: str) -> dict[str, Any]:

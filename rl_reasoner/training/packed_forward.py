@@ -32,6 +32,7 @@ from rl_reasoner.distributed.sharding import any_rank, forward_is_collective
 from rl_reasoner.kernels import packing
 from rl_reasoner.kernels.causal_lm import base_of
 from rl_reasoner.kernels.fused_modules import fused_modules, kept_as_it_is
+from rl_reasoner.provenance import untested
 from rl_reasoner.rollout.agreement import (
     fused_head_agrees,
     fusing_obstacle,
@@ -103,6 +104,8 @@ class PackedForward:
             if self.engine_obstacle == self.obstacle:
                 used = "share_prompts and fast_rollouts: trl's own training pass and sampling are"
             fix = _DROPOUT if "dropout" in self.obstacle else ""
+            if moved := untested():
+                fix += f"; packages are not as tested: {moved}"
             logger.warning("%s used, for %s%s", used, self.obstacle, fix)
         self.packs = is_on(trainer, "share_prompts") and self.obstacle is None
         self.fuses = self.packs and self._may_fuse()

@@ -197,12 +197,17 @@ def test_env_says_what_is_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     import torch
 
     from rl_reasoner import sandbox
+    from rl_reasoner.rollout import agreement
 
     assert value["torch"] == torch.__version__
     assert value["cores"] == os.cpu_count()
     assert value["device"] in ("cpu", "cuda", "mps")
     assert value["sandbox"] == str(sandbox.strength())
-    assert "transformers" in cli("env").out
+    assert value["faster ways"].startswith("all agree")
+    monkeypatch.setattr(agreement, "packing_obstacle", lambda model: "another layout")
+    out = json.loads(cli("env", "--json").out)["faster ways"]
+    assert out.startswith("without: packed pass (training takes 4 to 7 times as long) (scratch:")
+    assert "another layout" in out and "engine" not in out
     if value["device"] == "cpu":
         assert value["products: forward"] == "torch (GFLOP/s: not measured)"
         assert value["products of few rows: float32"] == "onednn (ms: not measured)"
