@@ -7,6 +7,8 @@ each time, as such changes come and go. Knows torch's and transformers' modules 
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch.nn.modules import module as everywhere
 _SPECS = map(find_spec, ("torch", "transformers", "kernels"))  # kernels wraps forwards of models
 _HOMES = tuple(f"{Path(spec.origin).parent}{os.sep}" for spec in _SPECS if spec and spec.origin)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GRADIENTS = "PreTrainedModel.enable_input_require_grads.<locals>.make_inputs_require_grads"
 # what forwards of the known modules call, by the name under which they find it
 _CALLED = ("apply_rotary_pos_emb",)
 
@@ -56,6 +59,27 @@ def is_own(kind: type[nn.Module]) -> bool:
 def is_unheard(module: nn.Module) -> bool:
     """Whether no hook, and no forward of its own, is on a module."""
     return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
+
+
+def asks_for_gradients(hook: Any) -> bool:
+    """Whether a hook is transformers' own for checkpoints, which changes no value."""
+    return getattr(hook, "__qualname__", "") == _GRADIENTS and _is_librarys(hook)
+
+
+@contextmanager
+def without_new_gradient_hooks(model: nn.Module) -> Iterator[None]:
+    """Take off the hooks for checkpoints put on inside: transformers adds one at each call."""
+
+    def found() -> set[tuple[nn.Module, int]]:
+        hooks = ((m, key, hook) for m in model.modules() for key, hook in m._forward_hooks.items())
+        return {(module, key) for module, key, hook in hooks if asks_for_gradients(hook)}
+
+    before = found()
+    try:
+        yield
+    finally:
+        for module, key in found() - before:
+            del module._forward_hooks[key]
 
 
 def _is_librarys(function: Any) -> bool:

@@ -22,7 +22,7 @@ from torch.nn.functional import grouped_mm, rms_norm, silu
 
 from rl_reasoner.kernels import decoding
 from rl_reasoner.kernels.fused_modules import own_experts
-from rl_reasoner.kernels.own_code import changed_everywhere, is_own
+from rl_reasoner.kernels.own_code import asks_for_gradients, changed_everywhere, is_own
 from rl_reasoner.kernels.packed_linear import PackedWeight, computed_in
 from rl_reasoner.moe.experts import silent_hooks
 from rl_reasoner.moe.routing import choice_type
@@ -85,7 +85,7 @@ def _module_obstacle(module: nn.Module, home: str) -> str | None:
     kind = type(module)
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     heard = [hook for hook in hooks if getattr(hook, "__module__", None) != _RECORDER]
-    if any(hook not in silent_hooks for hook in heard):
+    if any(hook not in silent_hooks and not asks_for_gradients(hook) for hook in heard):
         return f"hooks on a {kind.__name__}"
     if kind.__module__.startswith(_LORA):
         layer: Any = module

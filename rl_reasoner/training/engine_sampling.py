@@ -21,6 +21,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from rl_reasoner.distributed.sharding import gathered_params
 from rl_reasoner.errors import UserError
 from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.kernels.own_code import without_new_gradient_hooks
 from rl_reasoner.kernels.packed_linear import ROUNDED
 from rl_reasoner.rollout.agreement import in_mode
 from rl_reasoner.rollout.answering import Answering, given_by, turn_taker
@@ -167,6 +168,7 @@ class EngineSampling:
         with (
             turn_taker(self.answering, batch.rows, len(prompt_ids), how.ends) as turns,
             trainer.accelerator.autocast(),
+            without_new_gradient_hooks(base),
             disable_gradient_checkpointing(trainer.model, checkpointing),
             trainer.router_replay.engine_samples() as routes,
             in_mode(base, training=False),  # dropout is for training

@@ -32,6 +32,7 @@ from trl.trainer.utils import get_config_model_id
 from rl_reasoner.distributed.sharding import Sharding
 from rl_reasoner.errors import OldName, UserError
 from rl_reasoner.kernels.causal_lm import base_of
+from rl_reasoner.kernels.own_code import without_new_gradient_hooks
 from rl_reasoner.moe.experts import check_auxiliary_loss
 from rl_reasoner.rollout.episodes.environment_turns import EnvironmentUse
 from rl_reasoner.rollout.long_prompts import fit_prompts
@@ -160,6 +161,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
             self.packed_forward.prove()
         self._warn_of_own_methods()
         with ExitStack() as stack:
+            stack.enter_context(without_new_gradient_hooks(self.model))
             stack.enter_context(self.expert_balance.while_training())
             self.sampling_mask.check()
             stack.enter_context(self.engine_sampling.while_training())

@@ -40,6 +40,7 @@ from rl_reasoner.rollout.agreement import (
     packing_obstacle,
     sampling_obstacle,
 )
+from rl_reasoner.rollout.decode_pass import decode_obstacle, is_proved
 from rl_reasoner.training.micro_batches import moves, regrouped, take_out
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.token_balance import exchanged
@@ -148,7 +149,12 @@ class PackedForward:
         """What the engine cannot sample from the policy for, or None: the policy rests then."""
         base = base_of(self.trainer.model)
         with in_mode(base, training=False):
-            return sampling_obstacle(base)
+            reason = sampling_obstacle(base)
+        slower = decode_obstacle(base) or (not is_proved(base) and "what they compute otherwise")
+        if reason is None and slower and slower not in self._told:
+            self._told.add(slower)
+            logger.warning("faster sampling: transformers' modules make each token, for %s", slower)
+        return reason
 
     # ------------------------------------------------------------------------------ the pass
 

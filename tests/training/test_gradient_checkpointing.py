@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import trl
+from peft import LoraConfig
 
 from rl_reasoner import GRPOConfig, open_policy
 from rl_reasoner.errors import UserError
+from support.passes import counted_passes
 from support.processes import build, same, weights
 
 pytestmark = pytest.mark.usefixtures("any_processor_rounds")
@@ -102,6 +104,23 @@ def test_the_weights_are_those_without_it(
         assert one.keys() == other.keys()
         for name in one:
             assert any(t in name for t in timed) or one[name] == other[name], name
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules="all-linear")])
+def test_sampling_is_as_fast_and_no_hook_is_left(
+    adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """trl checkpoints by default, for which transformers puts a hook on at each generation."""
+    trainer = build("scratch:dense-tiny", tmp_path, peft_config=adapter, max_steps=2, **AGAIN)
+    before = hooks(trainer.model)
+    rows = counted_passes(monkeypatch)
+    trainer.train()
+    assert len(rows) > 2 * 5, "a pass without modules for each token, of both steps"
+    assert hooks(trainer.model) == before
+
+
+def hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
 
 
 def test_every_option_of_ours_is_tried() -> None:

@@ -341,3 +341,14 @@ def test_the_policy_that_is_sampled_from_has_no_dropout(tmp_path: Path) -> None:
         assert all(module.training for module in trainer.model.modules())
     assert torch.equal(found[0]["completion_ids"], found[1]["completion_ids"])
     torch.testing.assert_close(*(f["sampling_per_token_logps"] for f in found))
+
+
+def test_a_faster_way_that_a_model_rules_out_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build("scratch:dense-tiny", tmp_path, max_steps=1, save_strategy="no")
+    layer = trainer.model.model.layers[0]
+    layer.register_forward_hook(lambda module, given, out: out)
+    for _ in range(2):
+        trainer.train()
+    assert caplog.text.count("transformers' modules make each token, for hooks on a Qwen3") == 1
