@@ -89,7 +89,7 @@ def _plain(tensor: Tensor) -> bool:
 
 
 def _multiply(a: Tensor, b: Tensor, way: str, out: Tensor | None = None) -> Tensor:
-    if way == "integers":
+    if way == "integers" and a.shape[1]:
         return _by_integers(a, b, out)
     if way == "onednn":
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")

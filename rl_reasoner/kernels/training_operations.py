@@ -95,7 +95,8 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, down = ctx.saved_tensors
         if down is None:
-            by_gate, by_up = gated_gradients(grads[0].clone(), gate, up)
+            grad = grads[0].clone(memory_format=torch.contiguous_format)  # of any layout
+            by_gate, by_up = gated_gradients(grad, gate, up)
             return by_gate, by_up, None
         grad = grads[0].reshape(-1, len(down))
         hidden = product_of(grad, down.t(), "input")

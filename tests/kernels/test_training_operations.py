@@ -1,0 +1,47 @@
+"""The compiled norms, rotations and gated layers, whatever the layout of what they are given."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl_reasoner.kernels import native
+from rl_reasoner.kernels.prefix_attention import PrefixSegments, prefix_attention
+from rl_reasoner.kernels.training_operations import gated, rms_norm, rotated
+
+ROWS, HEADS, WIDTH = 6, 4, 16
+SHAPE = (1, ROWS, HEADS, WIDTH)
+ANGLES = torch.linspace(0, 2, ROWS * WIDTH).view(1, ROWS, WIDTH)
+DOWN = torch.linspace(-1, 1, 8 * WIDTH).view(8, WIDTH)
+SEGMENTS: PrefixSegments = [(0, 2, [2, 2])]
+WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "norm": lambda x: rms_norm(x, torch.linspace(1, 2, WIDTH), 1e-6),
+    "rotation": lambda x: rotated(x, ANGLES.cos(), ANGLES.sin()),
+    "gated": lambda x: gated(x, x.flip(1)),
+    "gated layer": lambda x: gated(x, x.flip(1), DOWN),
+    "attention": lambda x: prefix_attention(*3 * (x.transpose(1, 2),), SEGMENTS, 0.3),
+}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "columns first": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "rows apart": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every second": lambda x: torch.stack((x, -x), -1)[..., 0],
+    "one number": lambda x: x[..., :1, :1].expand(x.shape),
+}
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiler here")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_of_any_layout_are_read_as_what_they_are(
+    way: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: True)
+    random = torch.Generator().manual_seed(0)
+    found = []
+    for laid in (LAYOUTS[layout], lambda x: LAYOUTS[layout](x).contiguous()):
+        x = torch.randn(SHAPE, generator=random.manual_seed(1)).requires_grad_()
+        out = WAYS[way](x)
+        out.backward(laid(torch.randn(out.shape, generator=random.manual_seed(2))))
+        found.append(x.grad)
+    assert found[0] is not None and torch.allclose(found[0], found[1], atol=1e-6)
