@@ -113,6 +113,9 @@ def inspect(
     notices += _templates(recipe)
     if (recipe.evals.sets or recipe.evals.validation) and recipe.evals.weights != "own":
         notices.append(_evaluated_weights(recipe.evals.weights, policy))
+    if placement.processes == 1 and (parallel := recipe.run.parallel) not in ("auto", "ddp"):
+        message = f"run.parallel: {parallel} shares the weights among processes, and this is one"
+        notices.append(Notice("parallel", "warned", message, "torchrun --nproc-per-node N …"))
     if placement.precision == "fp8":
         notices.append(_fp8(recipe, policy))
     elif (placement.precision, policy.device.type) == ("bf16", "cpu"):

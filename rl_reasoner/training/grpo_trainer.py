@@ -61,7 +61,15 @@ from rl_reasoner.training.rollout_report import RowNumbers, rollout_rows
 from rl_reasoner.training.router_replay import RouterReplay
 from rl_reasoner.training.sampling_mask import SamplingMask
 from rl_reasoner.training.step_times import StepTimes
-from rl_reasoner.training.trl_internals import BATCHES, LOSS, PASS, SCORING, Internals, put_on
+from rl_reasoner.training.trl_internals import (
+    BATCHES,
+    LOSS,
+    PASS,
+    SCORING,
+    STEP,
+    Internals,
+    put_on,
+)
 from rl_reasoner.types import text_of
 
 logger = logging.getLogger(__name__)
@@ -191,7 +199,7 @@ class GRPOTrainer(ExactResume, trl.GRPOTrainer, Sharding):  # type: ignore[misc]
         overridden, moves_on = self.internals.overridden, self.old_logprobs.moves_on
         loss = overridden(*LOSS, PASS)
         left = {
-            "regroup_rows": loss,
+            "regroup_rows": [*loss, *overridden(STEP)],
             "skip_zero_advantage": overridden(PASS),
             "reuse_log_probs": overridden(*LOSS, PASS, *BATCHES) if moves_on else [],
         }
@@ -486,4 +494,4 @@ _PARTS = {
     "sampling_correction": SamplingCorrection,
     "out_of_memory": SmallerPieces,
 }
-_STANDARD = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, *BATCHES)}
+_STANDARD = {name: getattr(GRPOTrainer, name) for name in (*LOSS, PASS, STEP, *BATCHES)}

@@ -180,7 +180,7 @@ class SamplingCorrection:
 
     def tell(self) -> None:
         """Say once that what is trained on now weighs little."""
-        means = self.trainer.internals.training_metrics["sampling/importance_sampling_ratio/mean"]
+        means = self.trainer.internals.training_metrics.get(f"sampling/{RATIO}/mean")
         if not self._told and means and (mean := sum(means) / len(means)) < _LITTLE:
             self._told = True
             logger.warning(

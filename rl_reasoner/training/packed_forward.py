@@ -44,7 +44,7 @@ from rl_reasoner.rollout.decode_pass import decode_obstacle, is_proved
 from rl_reasoner.training.micro_batches import moves, regrouped, take_out
 from rl_reasoner.training.objective import trained_tokens
 from rl_reasoner.training.token_balance import exchanged
-from rl_reasoner.training.trl_internals import LOSS, OLD_LOGPS, PASS, fused_head, put_on
+from rl_reasoner.training.trl_internals import LOSS, OLD_LOGPS, PASS, STEP, fused_head, put_on
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class PackedForward:
                 fix += f"; packages are not as tested: {moved}"
             logger.warning("%s used, for %s%s", used, self.obstacle, fix)
         self.packs = is_on(trainer, "share_prompts") and self.obstacle is None
+        self._own_step = bool(trainer.internals.overridden(STEP))  # looked at before ours is put on
         self.fuses = self.packs and self._may_fuse()
 
     def _check_head(self) -> None:
@@ -426,6 +427,7 @@ class PackedForward:
             and is_on(self.trainer, "regroup_rows")
             and self.trainer.loss_type in (*MEANS_OF_ROWS, *SUMS_OF_ROWS)
             and self.rows_alone
+            and not self._own_step
             and not self.trainer.internals.overridden(*LOSS, PASS)
         )
 

@@ -32,6 +32,7 @@ LOSS = (
     "get_gamma_weights",
 )
 PASS = "_get_per_token_logps_and_entropies"
+STEP = "training_step"  # of a micro-batch
 BATCHES = ("_generate_and_score_completions", "_prepare_inputs")
 SCORING = "_calculate_rewards"
 OLD_LOGPS = "old_per_token_logps"  # a column of a batch

@@ -45,3 +45,25 @@ def test_gradients_of_any_layout_are_read_as_what_they_are(
         out.backward(laid(torch.randn(out.shape, generator=random.manual_seed(2))))
         found.append(x.grad)
     assert found[0] is not None and torch.allclose(found[0], found[1], atol=1e-6)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiler here")
+def test_a_row_without_numbers_leaves_its_neighbours_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where it is longer, and the neighbour comes after it."""
+    monkeypatch.setattr(native, "available", lambda: True)
+    segments, width = [(0, 2, [9, 3])], 16
+    random = torch.Generator().manual_seed(0)
+    given = torch.randn(3, 1, 2, 14, width, generator=random)
+    found = []
+    for spoilt in (False, True):
+        own = given.clone()
+        own[:, :, :, 2:11] = torch.nan if spoilt else own[:, :, :, 2:11]
+        own.requires_grad_()
+        out = prefix_attention(*own, segments, 0.3)
+        out[:, :, 11:].sum().backward()
+        assert own.grad is not None
+        found.append((out[:, :, 11:].detach(), own.grad[:, :, :, 11:]))
+    assert found[0][0].isfinite().all()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

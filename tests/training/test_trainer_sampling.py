@@ -352,3 +352,5 @@ def test_a_faster_way_that_a_model_rules_out_is_said_once(
     for _ in range(2):
         trainer.train()
     assert caplog.text.count("transformers' modules make each token, for hooks on a Qwen3") == 1
+    # nothing is corrected: no figure of it, not even an empty one
+    assert not any("importance_sampling" in name for name in trainer.state.log_history[0])

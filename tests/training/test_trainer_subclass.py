@@ -227,6 +227,37 @@ def test_a_step_of_ones_own_may_have_a_backward_pass_more(
     assert found[1][2].packed_forward.packs and worst(found[0][0], found[1][0]) <= TOLERANCE
 
 
+def test_a_step_that_clips_each_micro_batch_gets_those_of_trl(
+    policies: Policies, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which rows are trained on together matters to it."""
+
+    def clipping(base: Kind) -> Kind:
+        class Clipping(base):  # type: ignore[misc,valid-type]
+            def training_step(self, model: Any, *given: Any) -> Any:
+                trained = [p for p in model.parameters() if p.requires_grad]
+                before = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+                for p in trained:
+                    p.grad = None
+                loss = super().training_step(model, *given)
+                torch.nn.utils.clip_grad_norm_(trained, 0.1)
+                for p, grad in zip(trained, before, strict=True):
+                    p.grad = grad if p.grad is None else grad + p.grad
+                return loss
+
+        return Clipping
+
+    changes: dict[str, Any] = {"gradient_accumulation_steps": 4, "max_steps": 1}
+    stock, ours = (
+        gradients(clipping(kind), policies("dense"), tmp_path, half_flat, **changes)[0]
+        for kind in (trl.GRPOTrainer, GRPOTrainer)
+    )
+    assert worst(stock, ours) <= TOLERANCE
+    assert "training_step, which gets rows and batches as in trl; turned off: regroup_rows" in (
+        caplog.text
+    )
+
+
 def test_a_loss_put_on_the_trainer_itself_counts(policies: Policies, tmp_path: Path) -> None:
     """As notebooks do it."""
 

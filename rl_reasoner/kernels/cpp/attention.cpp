@@ -85,7 +85,8 @@ struct Buffer {
     Buffer& operator=(const Buffer&) = delete;
 };
 
-// Keys or values of `count` tokens from `place` on: as rows, and turned, (width, stride).
+// Keys or values of `count` tokens from `place` on: as rows, and turned, (width, stride). Zero behind
+// them up to where products read: what a longer row left there may be no number.
 void gather(const Heads& from, long start, long count, long head, long width, long place,
             float* rows, float* turned, long stride) {
     for (long t = 0; t < count; ++t) {
@@ -94,6 +95,11 @@ void gather(const Heads& from, long start, long count, long head, long width, lo
         if (turned)
             for (long e = 0; e < width; ++e) turned[e * stride + place + t] = x[e];
     }
+    const long end = place + count, most = padded(end);
+    if (rows) std::fill(rows + end * width, rows + most * width, 0.0f);
+    if (turned)
+        for (long e = 0; e < width; ++e)
+            std::fill(turned + e * stride + end, turned + e * stride + most, 0.0f);
 }
 
 // What the queries of one row, or of a prefix, attend to: `shared` keys and their own.
