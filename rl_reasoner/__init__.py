@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rl_reasoner.distributed.threads import wait_asleep
-from rl_reasoner.version import __version__
+from rl_reasoner.errors import UserError
+from rl_reasoner.version import __version__, out_of_range
 
 if TYPE_CHECKING:
     from rl_reasoner.answers import verify, verify_many
@@ -82,4 +83,9 @@ sys.modules.setdefault("rl_reasoner.reward", sys.modules[__name__])
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rl_reasoner' has no attribute {name!r}")
-    return getattr(import_module(f"rl_reasoner.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"rl_reasoner.{_HOMES[name]}"), name)
+    except ImportError as error:
+        if found := out_of_range():
+            raise UserError(*found) from error
+        raise

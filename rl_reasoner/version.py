@@ -3,7 +3,7 @@
 The name is on no index, where anybody could take it: nothing may tell a user to `pip install` it.
 """
 
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 
 __version__ = "0.1.0"
 
@@ -25,3 +25,17 @@ def install_extra(extra: str) -> str:
         need.strip() for need, _, mark in parts if f"extra == '{extra}'" in mark.replace('"', "'")
     ]
     return "pip install " + " ".join(f"'{name}'" for name in names)
+
+
+def out_of_range() -> list[str]:
+    """What to say of each package that is here in another version than this one needs."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for need in map(Requirement, requires("rl-reasoner") or []):
+        if need.marker is None and not need.specifier.contains(
+            here := version(need.name), prereleases=True
+        ):
+            asked = f"{need.name}{need.specifier}"
+            found.append(f"{need.name} {here} is here, needed is {asked}: pip install '{asked}'")
+    return found

@@ -47,7 +47,7 @@ from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
 from rl_reasoner.files import NO_ROOM
 from rl_reasoner.paths import resume_command
 from rl_reasoner.report.console import err, out, results_apart, wrapped
-from rl_reasoner.version import __version__
+from rl_reasoner.version import __version__, out_of_range
 
 Verb = (
     Annotated[TrainVerb, subcommand("train")]
@@ -126,6 +126,11 @@ def _run_and_report(argv: Sequence[str]) -> int:
         _run(argv)
     except UserError as error:
         _print_error("error", "\n".join(error.messages))
+        return 2
+    except ImportError:
+        if not (found := out_of_range()):
+            raise
+        _print_error("error", "\n".join(found))
         return 2
     except BrokenPipeError:  # the reader of our output has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

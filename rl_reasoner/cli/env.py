@@ -57,7 +57,7 @@ class EnvVerb:
         from rl_reasoner import sandbox
         from rl_reasoner.policy.device import choose_device, choose_precision
         from rl_reasoner.provenance import untested, versions
-        from rl_reasoner.version import __version__
+        from rl_reasoner.version import __version__, out_of_range
 
         device = choose_device()
         return {
@@ -71,7 +71,7 @@ class EnvVerb:
             **_measured(device),
             "sandbox": str(sandbox.strength()),
             **versions(),
-            "packages": untested() or "as tested",
+            "packages": "; ".join(filter(None, [untested(), *out_of_range()])) or "as tested",
             "faster ways": _faster_ways(),
         }
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rl_reasoner.errors import UserError, did_you_mean
 from rl_reasoner.foreign import not_utf8, yaml_value
 from rl_reasoner.recipe.data import FileData, MixData, StageData, TaskData
-from rl_reasoner.recipe.old_names import OLD_NAMES, current_path
+from rl_reasoner.recipe.old_names import OLD_NAMES, TRLS_FIELDS, current_path
 from rl_reasoner.recipe.recipe import Recipe, RecipeLoader, RewardSpec
 from rl_reasoner.recipe.stages import DistillStage, FilterStage, GrpoStage, SampleStage, SftStage
 
@@ -161,7 +161,8 @@ def _message(item: Any, places: Places, source: str) -> str:
     dotted = ".".join(map(str, path)) or "recipe"
     if item["type"] == "extra_forbidden":
         known = list(model.model_fields) if model else []
-        renamed = {old: new for old, new in OLD_NAMES.items() if new in known}
+        renamed = {**TRLS_FIELDS, **OLD_NAMES}
+        renamed = {old: new for old, new in renamed.items() if new.partition(".")[0] in known}
         return f"{place}: {dotted}: unknown field.{did_you_mean(str(path[-1]), known, renamed)}"
     if item["type"] == "missing":
         return f"{place}: {dotted}: this field is required"

@@ -23,6 +23,31 @@ OLD_NAMES: Mapping[str, str] = {
     **{old: new for names in _OF_PARTS.values() for old, new in names.items()},
 }
 """Old name -> new name, of every field that was renamed."""
+TRLS_FIELDS: Mapping[str, str] = {
+    "num_generations": "group.size",
+    "per_device_train_batch_size": "group.micro_batch",
+    "learning_rate": "optim.lr",
+    "lr_scheduler_type": "optim.schedule",
+    "warmup_ratio": "optim.warmup",
+    "warmup_steps": "optim.warmup",
+    "weight_decay": "optim.weight_decay",
+    "max_grad_norm": "optim.max_grad_norm",
+    "max_steps": "steps",
+    "save_steps": "save_every",
+    "max_completion_length": "sampling.max_tokens",
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "top_k": "sampling.top_k",
+    "beta": "loss.beta",
+    "epsilon": "loss.epsilon",
+    "epsilon_high": "loss.epsilon_high",
+    "loss_type": "loss.type",
+    "num_iterations": "loss.iterations",
+    "scale_rewards": "loss.scale_rewards",
+    "mask_truncated_completions": "loss.mask_truncated",
+    "router_aux_loss_coef": "router_aux",
+}
+"""trl's name of a field -> where it stands in a stage: what somebody may write who knows trl."""
 _NO_STAGES = ("rewards", "tools", "environment")  # parts whose fields are called as stages' were
 _noted: set[str] = set()
 

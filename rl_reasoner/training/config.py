@@ -4,6 +4,7 @@ Knows no trainer; what a field does is said where it is read (packed_forward, re
 """
 
 import argparse
+import inspect
 import math
 from collections.abc import Mapping
 from copy import copy
@@ -21,6 +22,12 @@ from rl_reasoner.rollout.sampling_weights import check_choice
 from rl_reasoner.training.advantages import ESTIMATORS
 
 _GIVEN = "_given"
+_GONE = {  # what other versions of trl and transformers had, and tutorials have
+    "max_prompt_length": "trl has no max_prompt_length any more: prompts are never cut. Rows that "
+    "are too long can be left out (long_prompts='skip')",
+    "warmup_ratio": "warmup_ratio is warmup_steps now: below 1 it is a share of all steps",
+    "overlap": "overlap is gone: it brought nothing on two cores. Leave it out",
+}
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -71,6 +78,12 @@ class _RemembersGiven:
         kind: Any = cls
         names = [f.name for f in fields(kind) if f.init]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        taken = inspect.signature(kind.__init__).parameters  # a subclass may have an own one
+        if more := next((name for name in given if name not in (*names, *taken)), None):
+            if more in _GONE:
+                raise UserError(_GONE[more])
+            if all(one.kind is not one.VAR_KEYWORD for one in taken.values()):
+                raise unknown("field", more, names, owner=cls.__name__)
         written = {name: value for name, value in given.items() if not isinstance(value, _Unset)}
         if len(written) < len(given):  # of a parser: a subclass's own fields do not tell
             written = {n: v for n, v in written.items() if _tells(cls, n) or v != _default(cls, n)}

@@ -101,6 +101,25 @@ def test_a_package_that_moved_out_of_the_tested_set_is_named(
     assert told.startswith("transformers 9.9 (tested with 5.") and "torch" not in told
 
 
+@pytest.mark.parametrize("inside", ["a program", "a command"])
+def test_an_old_trl_is_one_clear_line(inside: str, tmp_path: Path) -> None:
+    kept = tmp_path / "trl-0.20.0.dist-info" / "METADATA"
+    for file, text in ((kept, "Name: trl\nVersion: 0.20.0\n"), (tmp_path / "trl.py", "")):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    run = {
+        "a program": ["-c", "from rl_reasoner import GRPOTrainer"],
+        "a command": ["-m", "rl_reasoner.cli", "check", "quickstart"],
+    }
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *run[inside]], capture_output=True, text=True, env=path, cwd=tmp_path
+    )
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode in (1, 2) and "trl 0.20.0 is here, needed is trl" in told
+    assert ("Traceback" in done.stderr) == (inside == "a program")
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A repository with the hook; its lint refuses a file that says `wrong`."""

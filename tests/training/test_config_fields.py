@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,8 @@ from accelerate.utils import DistributedType
 
 from rl_reasoner import GRPOConfig, GRPOTrainer
 from rl_reasoner.errors import UserError
+from rl_reasoner.recipe.old_names import TRLS_FIELDS
+from rl_reasoner.recipe.stages import GrpoStage
 from rl_reasoner.recipe.trainer_arguments import check_trainer_argument, known_arguments
 from rl_reasoner.training.packed_forward import settings_obstacle
 from support.places import ROOT
@@ -242,3 +244,36 @@ def test_a_run_of_an_earlier_version_keeps_arguments_that_fields_set() -> None:
     check_trainer_argument("grpo", "grpo", "weight_decay", begun=True)
     with pytest.raises(UserError, match=r"loss\.algorithm"):
         check_trainer_argument("grpo", "grpo", "algorithm", begun=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("max_prompt_length", "prompts are never cut"),
+        ("warmup_ratio", "warmup_steps now"),
+        ("num_generation", "Did you mean 'num_generations'"),
+    ],
+)
+def test_a_field_that_trl_has_no_more_is_answered_with_what_to_write(field: str, told: str) -> None:
+    @dataclass
+    class Own(GRPOConfig):
+        mine: int = 0
+
+    class ByHand(GRPOConfig):
+        def __init__(self, mine: int = 0, **named: Any) -> None:
+            super().__init__(**named)
+
+    for kind in (GRPOConfig, Own):
+        with pytest.raises(UserError, match=told):
+            kind(output_dir="x", **{field: 1})
+    assert Own(output_dir="x", mine=1).mine == 1
+    ByHand(output_dir="x", mine=1)
+
+
+def test_every_field_of_trls_that_a_recipe_answers_is_one_and_has_its_place() -> None:
+    names = {f.name for f in fields(trl.GRPOConfig)}
+    assert {*TRLS_FIELDS} - names == {"warmup_ratio"}
+    for path in TRLS_FIELDS.values():
+        kind: Any = GrpoStage
+        for name in path.split("."):
+            kind = kind.model_fields[name].annotation
