@@ -188,6 +188,9 @@ def arm(name: str, kind: str, on: str) -> str:
 
 def figures_of_the_sentences() -> Iterator[str]:
     words = "word_problems_test"
+    for seed in range(4):
+        entry = of_runs()[f"word_problems_smollm2-{seed}"]["paired_with_before"]["after"][words]
+        assert entry["lenient"]["difference"] >= entry["difference"] - 1e-9, "told as no form"
     yield from re.findall(r"[+-]?\d+\.\d", mean_of("word_problems_smollm2", "0123", words))
     yield from (
         arm("word_problems_smollm2-0", "form_only", on) for on in (words, f"{words}@sampled")
