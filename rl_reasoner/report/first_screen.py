@@ -43,7 +43,7 @@ _STAGES_NAMED = 3
 _PACE = 10  # steps whose time tells how long the next ones take
 _EXAMPLE = 320  # characters of a problem or a completion
 _MEANINGS = {
-    "leniently": "Lenient: the answer counts wherever it stands for a person to read.",
+    "leniently": "Lenient: the answer counts wherever a person reads it.",
     "chain forced": "Chain forced: every completion is made to think before it answers.",
 }
 _MOVED = {

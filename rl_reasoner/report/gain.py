@@ -213,7 +213,7 @@ def _how_to_measure(after: SetResult) -> str:
     if after.thinking:
         return "evals.forced (--evals.forced true) measures it: the chain is forced at both ends."
     return (
-        "Without a chain of thought to force (evals.forced), ask the policy of before in its best "
+        "Without a chain of thought to force (evals.forced), ask the untrained policy in its best "
         "prompt, with as many tokens: what that reaches, it could do already."
     )
 

@@ -86,7 +86,7 @@ def _gain(run: RunData) -> Element | None:
         "a change (p under 0.05 after Holm's correction for the number of sets and modes; lenient "
         "accuracy and pass@k are corrected apart). Intervals that overlap alone do not prove that "
         "nothing changed. rl-reasoner compare has the problems that flipped. Lenient: the answer "
-        "counts wherever it stands for a person to read; what a strict gain has beyond the "
+        "counts wherever a person reads it; what a strict gain has beyond the "
         "lenient one is form. Form says nothing of habit or skill."
     )
     heading = title.get(("rose" in moves, "fell" in moves), "What changed")

@@ -225,3 +225,12 @@ def test_what_the_files_do_not_keep_is_said(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     assert {"README.md": "cannot be recomputed", "README.zh-CN.md": "无法重算"}[document] in text
     assert "Q4_1" in text and "Q4_K_M" in text, "4-bit weights were measured, not the hub's"
+
+
+@pytest.mark.parametrize("recipe", [*MEANS, "word_problems_moe", "tool_qwen_coder"])
+def test_a_recipe_says_of_which_weights_its_figures_are(recipe: str) -> None:
+    text = (ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8")
+    source = next(run["policy"]["source"] for name, run in of_runs().items() if recipe in name)
+    kind = "Q4_K_M" if "Q4_K_M" in source else "Q4_1"
+    words = " ".join(text.split())
+    assert "4-bit file" in words and kind in words and "no figure" in words
