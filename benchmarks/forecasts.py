@@ -9,10 +9,11 @@ stage's with the evaluations in it; of a stage that was interrupted those of its
 
 With `--again` the minutes are forecast once more, by the code as it is now and from the same first
 steps; the evaluations among the steps take the time that was forecast for them.
+Beside the directions that were right stands what always saying "likely to learn" would have had.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,8 +75,11 @@ def forecast_again(folder: Path, found: StageRecord) -> StageRecord:
     return replace(found, forecast={**found.forecast, "minutes": minutes})
 
 
-def rows(folder: Path, again: bool) -> Iterator[tuple[str, bool | None, float | None]]:
-    """(row, was the direction right, minutes taken over forecast) of each forecast in a run."""
+def rows(folder: Path, again: bool) -> Iterator[tuple[str, tuple[bool, bool] | None, float | None]]:
+    """(row, (forecast to learn, learned), minutes taken over forecast) of each forecast in a run.
+
+    The second is None where it is not known whether the stage learned.
+    """
     run = add_paired_tests(read_run(folder))
     stages = [stage for stage in run.stages if stage.forecast]
     stages = [forecast_again(folder, stage) for stage in stages] if again else stages
@@ -94,7 +98,18 @@ def rows(folder: Path, again: bool) -> Iterator[tuple[str, bool | None, float | 
             *("–" if value is None else f"{value:.1f}" for value in (planned, took)),
             "–" if ratio is None else f"{ratio:.2f}",
         ]
-        yield f"| {' | '.join(cells)} |", right, ratio
+        yield f"| {' | '.join(cells)} |", None if learned is None else (up, learned), ratio
+
+
+def conclusion(judged: Sequence[tuple[bool, bool]], ratios: Sequence[float]) -> str:
+    """What it comes to: directions beside those of a forecast that is always up, then minutes."""
+    right, always = sum(up == learned for up, learned in judged), sum(b for _, b in judged)
+    near = sum(factor <= 1.5 for factor in ratios)
+    return (
+        f'direction right in {right} of {len(judged)} (always "likely": {always}); minutes within '
+        f"a factor of 1.5 in {near} of {len(ratios)}"
+        + (f", worst {max(ratios):.2f}" if ratios else "")
+    )
 
 
 def main() -> None:
@@ -104,17 +119,14 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="forecast the minutes once more")
     given = parser.parse_args()
     print(HEAD)
-    judged, ratios = [], []
+    judged: list[tuple[bool, bool]] = []
+    ratios: list[float] = []
     for folder in given.runs:
-        for row, right, ratio in rows(folder, given.again):
+        for row, told, ratio in rows(folder, given.again):
             print(row)
-            judged += [right] if right is not None else []
+            judged += [told] if told is not None else []
             ratios += [max(ratio, 1 / ratio)] if ratio else []
-    near = sum(factor <= 1.5 for factor in ratios)
-    print(
-        f"\ndirection right in {sum(judged)} of {len(judged)}; minutes within a factor of 1.5 in "
-        f"{near} of {len(ratios)}" + (f", worst {max(ratios):.2f}" if ratios else "")
-    )
+    print(f"\n{conclusion(judged, ratios)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Verifiable instructions on two CPU cores: SmolLM2-135M-Instruct learns to follow all of them.
 
-    rl-reasoner train instructions_smollm2                        # the model from the hub
+    rl-reasoner train instructions_smollm2                        # the hub's weights: no figure
     make real RECIPE=instructions_smollm2 SEED=0                  # offline, in runs/real
     rl-reasoner train instructions_smollm2 --policy FOLDER --data instructions_train.jsonl \\
       --evals.sets instructions_test.jsonl
@@ -9,7 +9,8 @@
 prompt, generated, checked by program; a response earns 1 when it follows all. The generator writes
 half of its prompts in Chinese, which this model hardly knows: the files that `make real` makes
 (benchmarks/real/splits.py) hold the English ones. 3,200 completions; responses are short so that
-two cores draw them in an afternoon. What came of it: docs/real-models.md.
+two cores draw them in an afternoon. `make real` trains the 4-bit file (Q4_1), dequantised. What
+came of it: docs/real-models.md.
 """
 
 from rl_reasoner import Recipe

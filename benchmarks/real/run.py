@@ -153,11 +153,15 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def right_per_problem(result: Path) -> dict[str, str]:
-    """Of each set of a saved evaluation, how many samples of each problem are right, in order."""
+def right_per_problem(result: Path, marks: str = "scores") -> dict[str, str]:
+    """Of each set of a saved evaluation, how many samples of each problem are right, in order.
+
+    By the strict marks, or `marks="lenient"`: those sets that have lenient ones.
+    """
     return {
-        short(name): " ".join(str(round(share_right(row) * len(row["scores"]))) for row in rows)
+        short(name): " ".join(str(round(share_right(row, marks) * len(row[marks]))) for row in rows)
         for name, rows in EvalResult.load(result).rows.items()
+        if all(marks in row for row in rows)
     }
 
 
@@ -194,6 +198,9 @@ def results(name: str, folder: Path, seed: int) -> dict[str, Any]:
         "evals": {stem: figures(json_object(file)) for stem, file in files.items()},
         "paired_with_before": paired,
         "right_per_problem": {stem: right_per_problem(file) for stem, file in judged.items()},
+        "lenient_per_problem": {
+            stem: right_per_problem(file, "lenient") for stem, file in judged.items()
+        },
         "controls": json_object(controls) if controls.is_file() else None,
         "forecasts": {
             stage.name: json_object(stage / "forecast.json")

@@ -20,7 +20,8 @@ is this equation, its value boxed.
 is the number of lines of its solution before the answer, for `group.curriculum: levels`.
 `instructions`: generated here, English alone, one or two instructions a prompt.
 Training rows that are copies or near copies of held-out rows, or share half of their runs of 13
-words, are left out, and counted.
+words, are left out, and counted; but for `instructions`, whose prompts are few words in common
+phrases: 156 of its 500 test rows and 70 of 200 for validation have such a training row.
 """
 
 import argparse

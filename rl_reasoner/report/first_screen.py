@@ -1,8 +1,8 @@
 """The first screen of a run's page: four questions, each answered in a card.
 
 Did it get better (the paired test of the same problems, for accuracy and pass@k alike)? What was
-the task (a problem, what was said before and after)? Was it skill or form? What did it cost, and
-which policy is kept? What is not there (no evaluation, no rows) has no card. Pure.
+the task (a problem, what was said before and after)? Was it skill, a habit or form? What did it
+cost, and which policy is kept? What is not there (no evaluation, no rows) has no card. Pure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ _STAGES_NAMED = 3
 _PACE = 10  # steps whose time tells how long the next ones take
 _EXAMPLE = 320  # characters of a problem or a completion
 _MEANINGS = {
-    "leniently": "Lenient: the answer counts wherever a person reads it, in whatever form.",
+    "leniently": "Lenient: the answer counts wherever a person reads it.",
     "chain forced": "Chain forced: every completion is made to think before it answers.",
 }
 _MOVED = {
@@ -330,7 +330,7 @@ def _counts(result: SetResult | None) -> Element | None:
     )
 
 
-# --- was it skill or form
+# --- was it skill, a habit or form
 
 
 def _cause_card(run: RunData) -> Element | None:

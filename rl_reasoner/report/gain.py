@@ -1,10 +1,10 @@
 """What a gain is: sentences that a run's own figures support, and no more.
 
-A policy that answers better after training may have learned something, or may only have come to
-use more often what it could do before. Forcing the mode of answering (always with a chain of
-thought, always without) tells the two apart, for policies that can be forced. For others, answers
-judged apart from their form tell what is form of a gain. Pure functions on figures; knows nothing
-of files.
+A policy that answers better after training may have a new skill, or only a habit: it came to use
+more often what it could do before. Forcing the mode of answering (always with a chain of thought,
+always without) tells the two apart; without it the verdict is that this was not measured. Answers
+judged apart from their form, which is where they stand, tell what is form of a gain, and nothing
+of habit or skill. Pure functions on figures; knows nothing of files.
 
 Notions are kept apart on purpose. *Apart*: the two intervals do not meet, a change. *Paired*: they
 meet, yet the test of the same problems finds a change. *Within*: each accuracy lies inside the
@@ -100,7 +100,10 @@ def explain_gain(before: Figures, after: Figures, *, by: str) -> list[str]:
 
 
 def explain_cause(before: Figures, after: Figures, *, by: str) -> list[str]:
-    """Whether a change is one of skill, behaviour or form; empty where there is no change."""
+    """Whether a change is a habit, a skill or not measured, then what of it is form.
+
+    Empty where there is no change.
+    """
     move = _move(before, after, "")
     return _causes(before, after, by, gain=move == "rose") if move in ("rose", "fell") else []
 
@@ -133,7 +136,7 @@ def _causes(before: Figures, after: Figures, by: str, *, gain: bool) -> list[str
         return [forced]
     form = _form(first, first.lenient, last, last.lenient, by)
     if _move(before, after, "chain-forced") == "unknown":
-        return [form]
+        return [forced, form]
     strict, lenient = last.accuracy - first.accuracy, last.lenient.accuracy - first.lenient.accuracy
     named = (strict - lenient if gain else lenient - strict) >= _FORM * abs(strict)
     return [forced, form] if named else [forced]
@@ -156,7 +159,7 @@ def _form(
             rest = f"{by} did not measurably change how often it is right in any form ({way})"
         case _:
             rest = f"whether it is right more or less often in any form is not settled ({way})"
-    return f"{words[0].upper()}{words[1:]}; {rest}."
+    return f"Form, which is where the answer stands: {words}; {rest}."
 
 
 def _cause(before: Figures, after: Figures, by: str, *, gain: bool) -> str:
@@ -167,20 +170,17 @@ def _cause(before: Figures, after: Figures, by: str, *, gain: bool) -> str:
 
     move = _move(before, after, "chain-forced")
     if move == "unknown":
-        skill = say(
-            "a new skill and a behaviour used more",
-            "a skill that is lost and a behaviour used less",
-        )
         return (
-            f"The forced chain was not measured on both sides, so {skill} often cannot be told "
-            "apart."
+            f"Habit or skill: not measured, so a behaviour used {say('more', 'less')} often and a "
+            f"skill that is {say('new', 'lost')} cannot be told apart. {_how_to_measure(after[''])}"
         )
     first, last = before["chain-forced"], after["chain-forced"]
     way = f"{percent(first.accuracy)} before and {percent(last.accuracy)} after"
     if move == say("rose", "fell"):
         better, more = say("better", "worse"), say("more", "less")
         return (
-            f"With the chain forced, accuracy {move} as well ({way}, {evidence(first, last)}): "
+            f"Skill: with the chain forced, accuracy {move} as well ({way}, "
+            f"{evidence(first, last)}): "
             f"{by} made the thinking itself {better}, not only {more} frequent."
         )
     if move in ("rose", "fell"):
@@ -203,8 +203,18 @@ def _cause(before: Figures, after: Figures, by: str, *, gain: bool) -> str:
         "selected a behaviour the policy already had", "made the policy use less of what it can do"
     )
     return (
-        f"{by} {did}{_behaviour(before[''], after[''])}; it did not measurably "
+        f"Habit: {by} {did}{_behaviour(before[''], after[''])}; it did not measurably "
         f"{say('add', 'cost')} skill: with the chain forced, accuracy was {way}, {margin}."
+    )
+
+
+def _how_to_measure(after: SetResult) -> str:
+    """What tells a habit from a skill: the forced chain where there is one, else a prompt."""
+    if after.thinking:
+        return "evals.forced (--evals.forced true) measures it: the chain is forced at both ends."
+    return (
+        "Without a chain of thought to force (evals.forced), ask the untrained policy in its best "
+        "prompt, with as many tokens: what that reaches, it could do already."
     )
 
 

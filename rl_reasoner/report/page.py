@@ -86,8 +86,8 @@ def _gain(run: RunData) -> Element | None:
         "a change (p under 0.05 after Holm's correction for the number of sets and modes; lenient "
         "accuracy and pass@k are corrected apart). Intervals that overlap alone do not prove that "
         "nothing changed. rl-reasoner compare has the problems that flipped. Lenient: the answer "
-        "counts wherever a person reads it, in whatever form; what a strict gain has beyond the "
-        "lenient one is form."
+        "counts wherever a person reads it; what a strict gain has beyond the "
+        "lenient one is form. Form says nothing of habit or skill."
     )
     heading = title.get(("rose" in moves, "fell" in moves), "What changed")
     heading = "What the difference is" if others else heading

@@ -2,11 +2,13 @@
 
 import json
 import math
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from rl_reasoner import EvalResult, compare
 from rl_reasoner.errors import UserError
@@ -89,3 +91,67 @@ def test_a_control_arm_stands_behind_an_at() -> None:
         over_seeds.joined([RESULTS / "mbpp_qwen_coder-0.json"], "before")
     with pytest.raises(UserError, match=r"no evaluation 'random_reward': it has after, before"):
         over_seeds.joined([Path(f"{file}@random_reward")], "before")
+
+
+# ------------------------------------------------------------------ seeds and problems random
+
+
+def mbpp(*seeds: int) -> list[Path]:
+    return [RESULTS / f"mbpp_qwen_coder-{seed}.json" for seed in seeds]
+
+
+def test_three_seeds_that_differ_show_no_gain_of_samples_on_humaneval() -> None:
+    files = mbpp(6, 7, 8)
+    found = over_seeds.over_seeds(files, files)["humaneval@sampled"]
+    alone = over_seeds.compared(
+        over_seeds.joined(files, "before"), over_seeds.joined(files, "after")
+    )["humaneval@sampled"]
+    assert math.isclose(found.difference, alone["difference"])
+    assert alone["interval"][0] > 0.03, "over problems, as if the seeds were all there are"
+    assert [round(100 * end, 1) for end in found.interval] == [-5.4, 21.7]
+    assert found.p > 0.1 and not found.bounded
+
+
+def test_the_interval_covers_the_mean_of_other_seeds_on_other_problems() -> None:
+    draw = random.Random(0)
+    covered, draws = 0, 400
+    for _ in range(draws):
+        seeds = [draw.gauss(0.1, 0.05) for _ in range(3)]
+        problems = [draw.gauss(0, 0.4) for _ in range(50)]
+        made = [[s + p + draw.gauss(0, 0.3) for s in seeds] for p in problems]
+        low, high = over_seeds.two_way(made).interval
+        covered += low <= 0.1 <= high
+    assert 0.92 <= covered / draws <= 0.99
+
+
+def test_files_without_marks_have_a_bound_no_narrower_than_with_them() -> None:
+    files = mbpp(4, 5, 6, 7, 8)
+    exact = over_seeds.over_seeds(files, files)
+    bounds = over_seeds._bounded([json.loads(file.read_text()) for file in files])
+    for name, each in exact.items():
+        bound = bounds[name]
+        assert math.isclose(bound.difference, each.difference)
+        assert bound.interval[0] <= each.interval[0] and each.interval[1] <= bound.interval[1], name
+    old = [RESULTS / f"word_problems_smollm2-{seed}.json" for seed in range(4)]
+    assert all(each.bounded for each in over_seeds.over_seeds(old, old).values())
+    with pytest.raises(UserError, match="compared with themselves alone"):
+        over_seeds.over_seeds(old, mbpp(4, 5, 6, 7))
+    with pytest.raises(UserError, match="one of each of two seeds or more"):
+        over_seeds.over_seeds(old[:1], old[:1])
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.58, 2.43, 9.2, 63.0])
+def test_students_t_takes_broken_degrees_of_freedom(freedom: float) -> None:
+    assert math.isclose(over_seeds.t_quantile(freedom), stats.t.ppf(0.975, freedom), rel_tol=1e-6)
+    assert math.isclose(over_seeds.t_tails(2.5, freedom), 2 * stats.t.sf(2.5, freedom))
+
+
+def test_seeds_that_are_equal_leave_what_problems_vary(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = over_seeds.two_way([[0.0, 0.0]] * 9)
+    assert same.interval == (0.0, 0.0) and same.p == 1.0
+    files = [str(file) for file in mbpp(6, 7, 8)]
+    monkeypatch.setattr(sys, "argv", ["x", "--before", *files, "--after", *files])
+    over_seeds.main()
+    assert "| humaneval@sampled | 3 | +8.1 [−5.4, +21.7] | 0.14 |" in capsys.readouterr().out

@@ -80,6 +80,8 @@ def test_a_killed_run_goes_on_and_its_results_are_written(
         assert found["right"] == found["accuracy"] * 4
         numbers = told["right_per_problem"][name]["word_problems_test"].split()
         assert len(numbers) == 4 and sum(map(int, numbers)) == found["right"]
+        leniently = told["lenient_per_problem"][name]["word_problems_test"].split()
+        assert all(int(a) <= int(b) for a, b in zip(numbers, leniently, strict=True))
     paired = told["paired_with_before"]["after"]["word_problems_test"]
     assert {"difference", "interval", "p", "p_holm"} <= paired.keys() and "flips" not in paired
     assert told["policy"]["parameters"] > told["policy"]["active_parameters"], "it was upcycled"

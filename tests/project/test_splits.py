@@ -198,6 +198,13 @@ def test_the_real_sets(tmp_path: Path) -> None:
         for name in OTHERS
         for found in told[name]["contamination"].values()
     )
+    kept = {part: found["contaminated"] for part, found in
+            told["instructions"]["contamination"].items()}  # fmt: skip
+    words = " ".join((runpy.run_path(str(SCRIPT))["__doc__"] or "").split())
+    assert kept == {"validation": 70, "test": 156}
+    assert "156 of its 500 test rows and 70 of 200 for validation" in words, "they are not left out"
+    page = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
+    assert "156 are contaminated" in page
     for name in SETS:
         ids = [r["id"] for p in ("train", "validation", "test") for r in
                rows_of(tmp_path / f"{name}_{p}.jsonl")]  # fmt: skip

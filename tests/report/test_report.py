@@ -326,7 +326,7 @@ def test_a_policy_that_cannot_be_forced_has_its_gain_explained_by_lenient_judgin
         lines(folder / "evals" / f"{name}.rows.jsonl", rows_of(*counts, with_lenient=with_lenient))
         (folder / "evals" / f"{name}.json").write_text(json.dumps(made))
     _, parsed = report(folder)
-    told = "Of +30.0 points strict, 10.0 are also there leniently: two thirds of the gain is form"
+    told = "of +30.0 points strict, 10.0 are also there leniently: two thirds of the gain is form"
     assert (told in parsed.text) == ("What the gain is" in parsed.text) == with_lenient
     assert ("by the paired test)" in parsed.text) == with_lenient, "40 to 50: intervals overlap"
     assert ("Greedy, lenient" in parsed.text) == with_lenient

@@ -23,15 +23,35 @@ def say(before: dict[str, SetResult], after: dict[str, SetResult]) -> str:
 def test_a_behaviour_selected_is_told_from_a_skill_added() -> None:
     before = {"": result(0.13, thinking=0.06), "chain-forced": result(0.74)}
     selected = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.75)})
-    assert "GRPO selected a behaviour the policy already had (thinking first: 6.0%" in selected
+    assert (
+        "Habit: GRPO selected a behaviour the policy already had (thinking first: 6.0%" in selected
+    )
     assert "did not measurably add skill" in selected
     assert "74.0% before and 75.0% after" in selected
     added = say(before, {"": result(0.9, thinking=0.98), "chain-forced": result(0.91)})
+    assert "Skill: with the chain forced" in added
     assert "made the thinking itself better" in added
     assert "selected" not in added
     open_ = say(before, {"": result(0.745, thinking=0.98), "chain-forced": result(0.79)})
     assert "not settled" in open_
     assert "selected" not in open_
+
+
+def test_a_habit_that_was_not_measured_is_no_skill() -> None:
+    """The quickstart's gain, which its forced chain shows to be a habit, without that chain."""
+    before, after = lenient(0.482, 0.482, thinking=0.4), lenient(0.999, 0.999, thinking=1.0)
+    words = say({"": before}, {"": after})
+    assert "Habit or skill: not measured" in words and "--evals.forced true" in words
+    assert words.index("not measured") < words.index("none of the gain is form")
+    assert "Skill:" not in words and "Habit:" not in words
+    forced = say(
+        {"": before, "chain-forced": result(1.0)}, {"": after, "chain-forced": result(1.0)}
+    )
+    assert "Habit: GRPO selected" in forced and "not measured" not in forced
+    plain = say({"": lenient(0.2, 0.2)}, {"": lenient(0.5, 0.5)})
+    assert "in its best prompt, with as many tokens" in plain, "there is no chain to force"
+    lost = say({"": after}, {"": before})
+    assert "a behaviour used less often and a skill that is lost cannot be told apart" in lost
 
 
 def test_thinking_is_named_only_where_its_share_rose() -> None:
@@ -149,16 +169,17 @@ def lenient(strict: float, leniently: float, n: int = 400, **more: Any) -> SetRe
 
 def test_of_a_policy_that_cannot_be_forced_the_form_is_told_from_the_rest() -> None:
     formed = say({"": lenient(0.1, 0.3)}, {"": lenient(0.282, 0.31)})
-    assert "Of +18.2 points strict, 1.0 are also there leniently: nine tenths of" in formed
+    assert "Form, which is where the answer stands: of +18.2 points strict, 1.0 are" in formed
+    assert "also there leniently: nine tenths of the gain is form" in formed
     assert "GRPO did not measurably change how often it is right in any form (30.0% " in formed
-    assert "cannot be told apart" not in formed, "it was measured in another way"
+    assert "Habit or skill: not measured" in formed, "form says nothing of it"
     learned = say({"": lenient(0.1, 0.3)}, {"": lenient(0.6, 0.65)})
-    assert "Of +50.0 points strict, 35.0 are also there leniently: a third of" in learned
+    assert "of +50.0 points strict, 35.0 are also there leniently: a third of" in learned
     assert "apart from form, accuracy rose as well (30.0% before and 65.0% after, " in learned
     open_ = say({"": lenient(0.1, 0.3)}, {"": lenient(0.6, 0.35)})
     assert "whether it is right more or less often in any form is not settled" in open_
     lost = say({"": lenient(0.6, 0.65)}, {"": lenient(0.1, 0.3)})
-    assert "Of −50.0 points strict, −35.0 are" in lost and "fell as well" in lost
+    assert "of −50.0 points strict, −35.0 are" in lost and "fell as well" in lost
     crossed = say({"": lenient(0.1, 0.6)}, {"": lenient(0.3, 0.3)})
     assert "none are there leniently (−30.0)" in crossed
     assert "apart from form, accuracy fell (60.0% before" in crossed
