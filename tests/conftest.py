@@ -4,11 +4,15 @@ import gc
 import io
 import json
 import os
+import random
 import shutil
 import signal
+import sys
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import settings
 
@@ -31,6 +35,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub 
 settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("fresh", deadline=None, max_examples=1000)
 settings.load_profile("gate")
+
+
+ThreadingHTTPServer.request_queue_size = 128  # of the sixth that waits, a connection is reset
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on the tests before it, and is the same at each run."""
+    random.seed(0)
+    numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):  # else it begins with a seed of its own, always the same
+        torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:

@@ -439,7 +439,8 @@ def _failure(error: Exception) -> tuple[str, str]:
         return "timeout", "no reply in time"
     if name == "APIConnectionError":
         what = "huge" if cause is not None and "more than" in str(cause) else "disconnected"
-        return what, f"no whole reply: {str(cause or error)[:160]}"
+        said = f"{type(cause or error).__name__}: {cause or error}"[:160].rstrip(": ")
+        return what, f"no whole reply: {said}"  # a reset connection has no message but its name
     if isinstance(error, ValueError):
         return "not JSON", f"the server's reply cannot be read: {str(error)[:160]}"
     if isinstance(error, ServerFailed):

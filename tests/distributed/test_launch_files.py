@@ -14,7 +14,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from support.jobs import STEPS, ran, written
-from support.places import ROOT
+from support.places import ROOT, free_port
 from support.tiny import same
 
 LAUNCH = ROOT / "recipes/launch"
@@ -87,11 +87,11 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
 def test_a_job_of_slurm_that_is_told_to_stop_is_queued_again_and_goes_on_exactly(
     tmp_path: Path,
 ) -> None:
-    assert ran(written(tmp_path / "whole", STEPS), "--launch", 2).returncode == 0
-    steps = {**STEPS, "steps": 4}
+    steps = {**STEPS, "steps": 20}  # it is told to stop before the last of them
+    assert ran(written(tmp_path / "whole", steps), "--launch", 2).returncode == 0
     recipe, run = written(tmp_path / "told", steps), tmp_path / "told/run"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1"}
-    given = environment(tmp_path, SLURM_GPUS_ON_NODE="2", PORT="29613", **slurm)
+    given = environment(tmp_path, SLURM_GPUS_ON_NODE="2", PORT=str(free_port()), **slurm)
     command = ["bash", str(LAUNCH / "slurm.sh"), str(recipe), str(run)]
     job = subprocess.Popen(command, env=given)
     rows = run / "stages/1-grpo/metrics.jsonl"
@@ -111,6 +111,6 @@ def test_the_container_of_the_job_trains(tmp_path: Path) -> None:
     found = container()
     changes = {one["name"]: one["value"] for one in found["env"]}
     changes |= {"RECIPE": str(recipe), "RUN": str(tmp_path / "pod/run"), "NODES": "1", "GPUS": "2"}
-    given = environment(tmp_path, **{**changes, "HEAD": "localhost:29614"})
+    given = environment(tmp_path, **{**changes, "HEAD": f"localhost:{free_port()}"})
     done = subprocess.run([*found["command"], *found["args"]], env=given, timeout=400)
     assert done.returncode == 0 and (tmp_path / "pod/run/report.html").is_file()

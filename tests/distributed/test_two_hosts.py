@@ -24,6 +24,7 @@ from rl_reasoner.distributed.processes import LOST, SILENCE_S
 from support.hosts import ADDRESSES, Hosts, two_hosts
 from support.jobs import STEPS, written
 from support.places import free_port
+from support.processes import state_of
 from support.tiny import same
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
@@ -58,9 +59,8 @@ class Job:
 
     def wait_until_stopped(self) -> None:
         """Wait until the second process is stopped, in mid-step."""
-        state = Path(f"/proc/{self.pids[1]}/stat")
-        while (found := state.read_text().rpartition(")")[2].split()[0]) != "T":
-            assert found != "Z", self.logs[1].read_text()
+        while (state := state_of(self.pids[1])) != "T":
+            assert state, self.logs[1].read_text()
             time.sleep(0.05)
 
     def ended(self, rank: int) -> tuple[int, str]:
@@ -241,11 +241,7 @@ def test_shards_on_two_hosts_train_as_on_one(hosts: Hosts, tmp_path: Path) -> No
 
 def stopped_on(hosts: Hosts, host: int) -> None:
     """Wait until a process of a host is stopped, in mid-step."""
-    while True:
-        for pid in hosts.processes(host):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state == "T":
-                return
+    while "T" not in map(state_of, hosts.processes(host)):
         time.sleep(0.1)
 
 

@@ -187,7 +187,7 @@ def test_tests_that_tell_nothing_are_no_verdict() -> None:
 
 def test_programs_are_run_within_the_limits_of_the_runs_reward(tmp_path: Path) -> None:
     """Else an honest program that needs the time its reward gives it would be called a hack."""
-    slow = SQUARES.replace("    return", "    import time\n    time.sleep(0.7)\n    return")
+    slow = SQUARES.replace("    return", "    import time\n    time.sleep(3)\n    return")
     row = {"problem": "p", "tests": TESTS, "hidden_tests": ["assert f(3) == 10"]}
     mine = tmp_path / "own.py"
     mine.write_text(
@@ -197,7 +197,7 @@ def test_programs_are_run_within_the_limits_of_the_runs_reward(tmp_path: Path) -
     )
     options = {"extract": "first", "memory_mb": 300, "timeout_s": 0.3}
     for name, given in (("code_tests", options), (f"{mine}:passes", {})):
-        judge = judge_for([row, {**row, "time_limit_s": 5}], {name: {"options": given}})
+        judge = judge_for([row, {**row, "time_limit_s": 60}], {name: {"options": given}})
         strict, roomy = judge.judge([paid(slow), paid(slow, row=1)], Scale())
         assert (strict.verdict, roomy.verdict) == ("disagrees", "agrees"), name
     judge = judge_for([row], {"judge": {"options": {"function": f"{mine}:passes"}}})

@@ -30,6 +30,7 @@ class Judge(BaseHTTPRequestHandler):
     asked: ClassVar[Counter[str]] = Counter()
     bodies: ClassVar[list[dict[str, Any]]] = []
     lock = threading.Lock()
+    over = threading.Event()
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -59,20 +60,18 @@ class Judge(BaseHTTPRequestHandler):
         elif word in REFUSED:
             self.reply(b"{}", REFUSED[word])
         elif word == "late":
-            time.sleep(20)
+            self.over.wait()
         elif word == "drips":
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
             self.end_headers()
-            for _ in range(200):
+            while not self.over.wait(0.1):
                 self.wfile.write(b" ")
-                time.sleep(0.1)
         elif word == "drips headers":
             self.send_response(200)
-            for place in range(200):
-                self.send_header(f"X-{place}", "y")
+            while not self.over.wait(0.1):
+                self.send_header("X-1", "y")
                 self.flush_headers()
-                time.sleep(0.1)
         elif word == "huge":
             self.reply(b" " * (3 << 20))
         elif word == "page":
@@ -146,7 +145,7 @@ def options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
     """Options of a judge behind the server above, which is quick to try again."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.05)
-    Judge.asked, Judge.bodies = Counter(), []
+    Judge.asked, Judge.bodies, Judge.over = Counter(), [], threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield {
@@ -159,6 +158,7 @@ def options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
         "attempts": 2,
         "concurrency": 16,
     }
+    Judge.over.set()
     server.shutdown()
     server.server_close()
 
@@ -280,7 +280,7 @@ def test_a_cost_is_looked_at_before_much_is_asked(options: dict[str, Any]) -> No
 def test_a_server_that_is_gone_faults_and_is_asked_again_later(options: dict[str, Any]) -> None:
     gone = {**options, "server": "http://127.0.0.1:9/v1", "attempts": 1}
     [outcome] = ModelJudge.of(**gone).points([("Q", "good", None)])
-    assert isinstance(outcome, Fault) and "no whole reply" in outcome.message
+    assert isinstance(outcome, Fault) and "no whole reply: ConnectError" in outcome.message
 
 
 def _asked_late() -> None:
@@ -293,7 +293,7 @@ def test_nobody_waits_for_a_server_that_hangs_when_the_run_is_given_up(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("rl_reasoner.scoring.waiting.FIRST_S", 0.2)
-    reward = load_reward("judge", {**options, "timeout_s": 60})
+    reward = load_reward("judge", {**options, "timeout_s": 600})
     found: list[Outcome] = []
 
     def score() -> None:
@@ -303,12 +303,10 @@ def test_nobody_waits_for_a_server_that_hangs_when_the_run_is_given_up(
     with caplog.at_level(logging.WARNING):
         waiting.start()
         _asked_late()
-        time.sleep(0.5)
-    assert "waiting for reward 'judge'" in caplog.text
-    started = time.monotonic()
+        while "waiting for reward 'judge'" not in caplog.text:
+            time.sleep(0.05)
     give_up_all()
-    waiting.join(15)
-    assert time.monotonic() - started < 15, "the server sleeps for 20 s, each of two tries"
+    waiting.join()
     assert [isinstance(o, Fault) and "given up" in o.message for o in found] == [True, True]
 
 
@@ -321,9 +319,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(options: dict[str, Any]) -
         signal.pthread_kill(main, signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    judge = ModelJudge.of(**{**options, "timeout_s": 60})
-    started = time.monotonic()
+    judge = ModelJudge.of(**{**options, "timeout_s": 600})
     with pytest.raises(KeyboardInterrupt):
         judge.points([("Is it?", "late", None)])
-    assert time.monotonic() - started < 15
     assert all(t.daemon for t in {*threading.enumerate()} - before), "none is joined at exit"

@@ -38,7 +38,7 @@ def late(completion: str) -> float:
     except FileNotFoundError:
         return sum(c.isdigit() for c in completion) / max(1, len(completion))
     os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(2)
+    time.sleep(20)
     return 0.0
 '''
 
@@ -89,7 +89,7 @@ def test_an_evaluation_that_is_cut_short_as_it_begins_loses_no_step(
         vars(step)["now"] = busy
         if not busy and not vars(step).get("recorded", True):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(2)
+            time.sleep(20)
 
     changed = property(lambda step: vars(step)["now"], change)
     monkeypatch.setattr(LastStep, "busy", changed, raising=False)
@@ -107,7 +107,7 @@ class _Late:
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(2)
+        time.sleep(20)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -121,7 +121,7 @@ def test_a_step_is_given_up_also_where_its_time_is_over_in_a_finalizer(
         begin(step, args, state, control, **given)
         if state.global_step == 1:
             _Late()
-            time.sleep(2)
+            time.sleep(20)
 
     monkeypatch.setattr(LastStep, "on_step_begin", begun)
     monkeypatch.setattr(signals, "GRACE_S", 0.05)

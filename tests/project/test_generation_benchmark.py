@@ -1,6 +1,7 @@
 """benchmarks/generation.py at a tiny size: each side draws as many tokens as it was told."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ def test_rates_and_differences_of_ours_and_of_generate(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "generation.py"), "--cases", "moe"]
     command += ["--dtypes", "float32", "--sides", "ours", "static", "--rows", "1", "9"]
     command += ["--prompt", "16", "--mean", "4", "--repeats", "1", "--differences"]
-    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True)
+    command += ["--json", str(out)]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # where it makes the policy that it measures
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     [result] = json.loads(out.read_text(encoding="utf-8"))
     [repeat] = result["repeats"]

@@ -146,9 +146,7 @@ except KeyboardInterrupt:
     process.send_signal(how)
     assert process.wait(timeout=30) == (0 if how == signal.SIGINT else -signal.SIGKILL)
     process.stdout.close()
-    gone_by = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in started) or list(tmp_path.iterdir()):
-        assert time.monotonic() < gone_by, (started, list(tmp_path.iterdir()))
         time.sleep(0.05)
 
 

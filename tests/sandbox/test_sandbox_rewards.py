@@ -204,7 +204,7 @@ def test_hard_coded_answers_do_not_pass_fresh_tests() -> None:
 
 def test_a_slow_list_of_answers_has_the_time_of_its_row_for_fresh_tests_too() -> None:
     """`code_tests` pays it by that time: here it would seem not to pass its own tests."""
-    slow = fenced(f"import time\ntime.sleep(0.6)\n{LIST}")
+    slow = fenced(f"import time\ntime.sleep(1.5)\n{LIST}")
     row: dict[str, Any] = {"tests": TESTS, "generator": GENERATOR, "timeout_s": 0.3}
     assert code_tests(slow, tests=TESTS, timeout_s=0.3, time_limit_s=20).value == 1.0
     assert no_hardcode(slow, **row, time_limit_s=20).value == 0.0
@@ -216,7 +216,7 @@ def test_a_slow_list_of_answers_has_the_time_of_its_row_for_fresh_tests_too() ->
 
 
 def test_a_row_may_allow_more_time_than_the_reward() -> None:
-    slow = "```python\nimport time\ntime.sleep(1.5)\nprint(1)\n```"
+    slow = "```python\nimport time\ntime.sleep(3)\nprint(1)\n```"
     test = {"stdin": "", "stdout": "1"}
     code_tests = load_reward("code_tests", {"timeout_s": 0.8})
     columns = {"tests": [[test]] * 4, "time_limit_s": [0.1, 20, "20", ""]}

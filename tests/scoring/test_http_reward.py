@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +33,8 @@ class Judge(BaseHTTPRequestHandler):
 
     calls: ClassVar[Counter[str]] = Counter()
     now = most = 0
-    lock = threading.Lock()
+    lock, over = threading.Lock(), threading.Event()
+    all_at_once = threading.Barrier(CONCURRENT, timeout=60)
     seen: ClassVar[list[dict[str, Any]]] = []
 
     def log_message(self, *args: Any) -> None:
@@ -46,18 +46,12 @@ class Judge(BaseHTTPRequestHandler):
         with self.lock:
             Judge.seen.append({**body, "token": self.headers.get("Authorization")})
             Judge.calls[text] += 1
-            Judge.now += 1
-            Judge.most = max(Judge.most, Judge.now)
-        try:
-            self.reply(text, body)
-        finally:
-            with self.lock:
-                Judge.now -= 1
+        self.reply(text, body)
 
     def reply(self, text: str, body: dict[str, Any]) -> None:
         first = self.calls[text] == 1
         if text == "slow":
-            time.sleep(3)
+            self.over.wait()
         if text == "hang up" and first:
             self.connection.close()
             return
@@ -75,15 +69,19 @@ class Judge(BaseHTTPRequestHandler):
             "text": {"value": "1"},
         }.get(text, said)
         if text.startswith("wait"):
-            time.sleep(0.05)
+            with self.lock:
+                Judge.now += 1
+                Judge.most = max(Judge.most, Judge.now)
+            self.all_at_once.wait()
+            with self.lock:  # before it is answered: then another may come
+                Judge.now -= 1
         data = RAW.get(text) or json.dumps(said).encode()
         if text == "empty":
             data = b""
         if text == "drips":
             self.send_response(200)
-            for place in range(40):
-                time.sleep(0.2)
-                self.send_header(f"X-{place}", "y")
+            while not self.over.wait(0.2):
+                self.send_header("X-1", "y")
                 self.flush_headers()
         if text == "endless":
             data = b"[" * (2 << 20)
@@ -98,15 +96,16 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def url() -> Iterator[str]:
     """The judge's address."""
-    Judge.calls, Judge.seen, Judge.most = Counter(), [], 0
+    Judge.calls, Judge.seen, Judge.over = Counter(), [], threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/score"
+    Judge.over.set()
     server.shutdown()
 
 
 def test_what_passes_by_itself_is_tried_again_and_the_rest_is_a_fault(url: str) -> None:
-    reward = load_reward(url, {"timeout_s": 1.0, "attempts": 2})
+    reward = load_reward(url, {"timeout_s": 5.0, "attempts": 2})
     assert isinstance(pack_reward(reward), dict), "it runs in a process of its own"
     texts = ["4", "5", "bare", "abstain", "busy", "broken", "hang up"]
     texts += ["slow", "always broken", "not found", "words", "text"]
@@ -127,9 +126,9 @@ def test_what_passes_by_itself_is_tried_again_and_the_rest_is_a_fault(url: str) 
 
 
 def test_a_reply_is_bounded_in_seconds_and_in_bytes(url: str) -> None:
-    reward = load_reward(url, {"timeout_s": 1.0, "attempts": 1})
+    reward = load_reward(url, {"timeout_s": 5.0, "attempts": 1})
     drips, endless, other = score_batch(reward, ["drips", "endless", "4"], {"answer": ["4"] * 3})
-    assert isinstance(drips, Fault) and "has not answered within 1 s" in drips.message
+    assert isinstance(drips, Fault) and "has not answered within 5 s" in drips.message
     assert isinstance(endless, Fault) and "the reply has more than 1,048,576" in endless.message
     assert other == Score(1.0, "compared", {"a": 1.0})
 
@@ -167,15 +166,13 @@ def test_so_many_at_a_time_and_no_more(url: str) -> None:
     texts = [f"wait {i}" for i in range(64)]
     found = score_batch(reward, texts, {"answer": ["4"] * 64})
     assert not any(isinstance(o, Fault) for o in found)
-    assert 2 < Judge.most <= CONCURRENT
+    assert Judge.most == CONCURRENT
 
 
-def test_a_judge_that_is_away_is_a_fault_and_costs_seconds_only() -> None:
+def test_a_judge_that_is_away_is_a_fault() -> None:
     reward = load_reward("http://127.0.0.1:9/score", {"attempts": 2})
-    started = time.monotonic()
     [found] = score_batch(reward, ["4"], {"answer": ["4"]}, Limits(timeout_s=10))
     assert isinstance(found, Fault) and "ConnectError" in found.message
-    assert time.monotonic() - started < 20
 
 
 def test_a_token_comes_from_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,13 @@ The hosts are network namespaces (support.hosts). The first has Ray's head, one 
 program that scores; the second has one processor.
 """
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -77,10 +76,9 @@ class Cluster:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    folder = Path(f"/tmp/ray{os.getpid()}")  # the paths of Ray's sockets have to be short
-    with two_hosts() as hosts:
-        yield Cluster(hosts, folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    short = TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
+    with short as folder, two_hosts() as hosts:  # short: as the paths of Ray's sockets have to be
+        yield Cluster(hosts, Path(folder))
 
 
 def all_right(running: subprocess.Popen[str]) -> float:

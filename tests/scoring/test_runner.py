@@ -24,6 +24,7 @@ from rl_reasoner.scoring.registry import load_reward
 from rl_reasoner.scoring.runner import close_all, give_up_all, runner_of
 from rl_reasoner.types import Fault, Score
 from support.outcomes import QUICK, shown
+from support.processes import state_of
 
 pytestmark = pytest.mark.slow  # real processes that hang and are killed
 FAULTY = '''
@@ -42,6 +43,7 @@ def row(completion: str) -> float:
     if completion == "raise":
         raise ValueError("told to")
     if completion == "hang":
+        open(__file__ + ".hangs", "w").close()
         time.sleep(60)
     if completion == "spin":
         while True:
@@ -77,9 +79,12 @@ def many(completions, **kwargs):
 async def awaited(completion: str, answer: str) -> float:
     if completion == "hang":
         await asyncio.sleep(60)
+    if completion == "meet":
+        MET.append(completion)
+        while len(MET) < 13:
+            await asyncio.sleep(0.01)
     if completion == "raise":
         raise ValueError("told to")
-    await asyncio.sleep(0.2)
     return float(completion == answer)
 
 
@@ -88,7 +93,7 @@ async def together(completions, **kwargs):
     return [float(len(text)) for text in completions]
 
 
-LOOPS = []
+LOOPS, MET = [], []
 
 
 @reward
@@ -168,13 +173,13 @@ def test_a_fault_that_passes_is_no_fault(tmp_path: Path, faulty: Callable[[str],
 
 
 def test_the_batch_has_a_deadline_too(faulty: Callable[[str], Any]) -> None:
-    limits = Limits(timeout_s=0.6, batch_timeout_s=1.0, memory_mb=512)
+    limits = Limits(timeout_s=3.0, batch_timeout_s=5.0, memory_mb=512)
     row = faulty("row")
     score_batch(row, ["warm"], {}, limits)
     found = score_batch(row, ["ab", *["hang"] * 8], {}, limits)
     assert shown(found) == [2.0, *["timeout"] * 8]
     messages = [fault.message for fault in found if isinstance(fault, Fault)]
-    assert any("the batch was not done within 1 s" in message for message in messages)
+    assert any("the batch was not done within 5 s" in message for message in messages)
 
 
 def test_the_worker_is_kept_and_what_it_prints_is_no_reply(
@@ -192,7 +197,8 @@ def test_a_worker_killed_between_batches_is_replaced(faulty: Callable[[str], Any
     [first] = score_batch(where, ["x"], {}, QUICK)
     assert isinstance(first, Score) and first.value
     os.kill(int(first.value), signal.SIGKILL)
-    time.sleep(0.1)
+    while state_of(int(first.value)):
+        time.sleep(0.02)
     [second] = score_batch(where, ["x"], {}, QUICK)
     assert isinstance(second, Score) and second.value != first.value
 
@@ -241,11 +247,9 @@ def test_a_batch_function_that_fails_is_tried_row_by_row(faulty: Callable[[str],
 
 def test_the_rows_of_an_asynchronous_reward_wait_together(faulty: Callable[[str], Any]) -> None:
     awaited = faulty("awaited")
-    texts = ["4", "hang", "raise", *["5"] * 13]
+    texts = ["4", "hang", "raise", *["meet"] * 13]
     score_batch(awaited, ["4"], {"answer": ["4"]}, QUICK)
-    started = time.monotonic()
     found = score_batch(awaited, texts, {"answer": ["4"] * 16}, QUICK)
-    assert time.monotonic() - started < 16 * 0.2 + 2 * 1.5, "not one after the other"
     assert shown(found) == [1.0, "timeout", "exception", *[0.0] * 13]
     assert awaited("4", answer="4") == Score(1.0)
     assert awaited(completions=["4", "5"], answer=["4", "4"]) == [1.0, 0.0]
@@ -374,10 +378,16 @@ def test_calls_under_way_can_be_given_up_from_another_thread(
     row = faulty("row")
     limits = Limits(timeout_s=40.0, apart=not here)
     score_batch(row, ["warm"], {}, limits)
-    threading.Timer(0.5, give_up_all).start()
-    started = time.monotonic()
+    hangs = Path(f"{row.fn.__code__.co_filename}.hangs")
+    hangs.unlink(missing_ok=True)
+
+    def when_it_hangs() -> None:
+        while not hangs.exists():
+            time.sleep(0.02)
+        give_up_all()
+
+    threading.Thread(target=when_it_hangs).start()
     found = score_batch(row, ["hang", "ab"], {}, limits)
-    assert time.monotonic() - started < 10
     assert all(isinstance(o, Fault) and "given up" in o.message for o in found[1:])
     assert shown(score_batch(row, ["ab"], {}, limits)) == [2.0], "the next ones start anew"
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
@@ -36,7 +36,8 @@ class Hosts:
     def signal(self, host: int, number: signal.Signals) -> None:
         """Send a signal to all processes of a host."""
         for pid in self.processes(host):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, number)
 
     def processes(self, host: int) -> list[int]:
         """The processes of a host, by number."""

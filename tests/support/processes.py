@@ -206,3 +206,12 @@ def children() -> set[int]:
             waiting += started - found
             found |= started
     return found
+
+
+def state_of(pid: int) -> str:
+    """The letter of a process's state; empty once it has ended, waited for or not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+    return state.strip("XZ")

@@ -19,7 +19,7 @@ from rl_reasoner.tools.runner import ToolRunner, ToolSession
 from rl_reasoner.tools.tool import MalformedCall, Tool, ToolCall, ToolLimits
 from support import hostile_tools
 from support.places import ROOT
-from support.processes import children
+from support.processes import children, state_of
 
 pytestmark = pytest.mark.slow
 FILE = ROOT / "tests" / "support" / "hostile_tools.py"
@@ -33,20 +33,10 @@ def runner() -> Iterator[ToolRunner]:
         yield made
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends within some seconds."""
-    ends = time.monotonic() + 20
-    while alive(pid) and time.monotonic() < ends:
+def ended(pid: int) -> None:
+    """Wait until a process has ended."""
+    while state_of(pid):
         time.sleep(0.02)
-    return not alive(pid)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +150,8 @@ def test_what_a_tool_started_ends_with_it(name: str, tmp_path: Path) -> None:
     with ToolRunner([f"{FILE}:{name}"], LIMITS) as runner:
         runner.session().call(ToolCall(name, {"note": str(note)}))
         started = int(note.read_text())
-        assert alive(started) == (name == "spawns")
-    assert gone(started)
+        assert bool(state_of(started)) == (name == "spawns")
+    ended(started)
     assert children() <= before
 
 
@@ -175,12 +165,12 @@ runner = ToolRunner(["{FILE}:spawns_and_hangs"])
 runner.session().call(ToolCall("spawns_and_hangs", {{"note": {str(note)!r}}}))
 """
     host = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "tests"})
-    ends = time.monotonic() + 100
-    while not (note.exists() and note.read_text()) and time.monotonic() < ends:
+    while not (note.exists() and note.read_text()):
+        assert host.poll() is None
         time.sleep(0.05)
     host.kill()
     host.wait()
-    assert gone(int(note.read_text()))
+    ended(int(note.read_text()))
 
 
 def test_closing_ends_a_call_that_is_under_way() -> None:

@@ -27,12 +27,16 @@ from support.at_steps import at_step
 from support.processes import build
 from support.tiny import REWARD, grpo, recipe, rows, same, weights
 
-# Scores as `near`, but waits at the first call that it makes while the file `slow` is there.
-SLOW = REWARD.replace("from rl_reasoner", "import os\nimport time\n\nfrom rl_reasoner", 1).replace(
+# Scores as `near`, but waits, while the file `slow` is there, from the third step on.
+SLOW = REWARD.replace(
+    "from rl_reasoner", "import time\nfrom pathlib import Path\n\nfrom rl_reasoner", 1
+).replace(
     "    if answer",
-    """    if os.path.exists(os.path.join(os.path.dirname(__file__), "slow")):
-        open(os.path.join(os.path.dirname(__file__), "waiting"), "w").close()
-        time.sleep(50)
+    """    here = Path(__file__).parent
+    rows = here / "run/stages/1-grpo/metrics.jsonl"
+    if (here / "slow").exists() and rows.exists() and rows.read_text().count("\\n") >= 2:
+        (here / "waiting").touch()
+        time.sleep(600)
     if answer""",
 )
 
@@ -141,18 +145,16 @@ def test_sigterm_in_a_step_that_takes_too_long(whole: Run, tmp_path: Path) -> No
     """Long before the step is over the process is gone, and nothing else than the step is lost."""
     wanted = steps(tmp_path, source=SLOW)
     (tmp_path / "recipe.yaml").write_text(wanted.to_yaml())
+    (tmp_path / "slow").touch()
     command = [sys.executable, "-m", "rl_reasoner.cli", "train", str(tmp_path / "recipe.yaml")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = stage_of(tmp_path / "run") / "metrics.jsonl"
-    while process.poll() is None and (not metrics.is_file() or len(rows(metrics)) < 3):
-        time.sleep(0.01)
-    (tmp_path / "slow").touch()
     while process.poll() is None and not (tmp_path / "waiting").exists():
         time.sleep(0.01)
     done = len(rows(metrics))
     process.send_signal(signal.SIGTERM)
     try:
-        _, said = process.communicate(timeout=40)
+        _, said = process.communicate(timeout=250)
     finally:
         process.kill()
     assert process.returncode == 130 and "continue with" in said
