@@ -63,6 +63,7 @@ class Deadline:
     longest_s: float  # with it
     cpu_s: float
     waited_s: float = 0.0
+    held: bool = False  # whether the job was seen held up in the kernel
 
     @property
     def at(self) -> float:
@@ -258,24 +259,27 @@ def _put_off(deadline: Deadline, pids: list[int], proc: int | None) -> bool:
     """Put a deadline off by what the job waited for a processor; False where that is over, too.
 
     The system counts a wait when it is over, so a job that does not sleep is looked at again: what
-    it computes is the other limit's.
+    it computes is the other limit's. What the kernel holds up (D: for a disk, say) may have waited
+    for a processor there; it is looked at again once.
     """
     told = [] if proc is None else [_waits(proc, pid) for pid in pids]
     deadline.waited_s = sum(waited for waited, _ in told)
-    if any(awake for _, awake in told):
+    states = b"".join(each for _, each in told)
+    awake = b"R" in states or (b"D" in states and not deadline.held)
+    deadline.held |= b"D" in states
+    if awake:
         past = time.monotonic() - deadline.began - deadline.wall_s
         deadline.waited_s = max(deadline.waited_s, past + _LOOK_EVERY_S)
     return deadline.at - time.monotonic() > _LEAST_S
 
 
-def _waits(proc: int, pid: int) -> tuple[float, bool]:
-    """Seconds that a process has waited for a processor, and whether it is awake now.
+def _waits(proc: int, pid: int) -> tuple[float, bytes]:
+    """Seconds that a process has waited for a processor, and the states of its threads, as letters.
 
-    Awake is what waits for one, has one, or is held up in the kernel. The seconds are those of the
-    thread that waited most. Asked of /proc as the zygote's parent sees it, where `pid` has another
-    number in a namespace. 0 and asleep where the system does not tell.
+    The seconds are those of the thread that waited most. Asked of /proc as the zygote's parent sees
+    it, where `pid` has another number in a namespace. 0 and none where the system does not tell.
     """
-    seconds, awake = [0.0], False
+    seconds, states = [0.0], b""
     with contextlib.suppress(AttributeError, OSError, ValueError, IndexError):
         handle = os.pidfd_open(pid)
         try:
@@ -290,10 +294,9 @@ def _waits(proc: int, pid: int) -> tuple[float, bool]:
             os.close(folder)
         for each in threads:
             with contextlib.suppress(OSError):  # it has just ended
-                state = _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[0]
-                awake = awake or state in b"RD"
+                states += _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[0]
                 seconds.append(int(_read(proc, f"{tasks}/{each}/schedstat").split()[1]) / 1e9)
-    return max(seconds), awake
+    return max(seconds), states
 
 
 def _read(folder: int, path: str) -> bytes:
