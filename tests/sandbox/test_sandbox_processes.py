@@ -187,7 +187,7 @@ def test_a_machine_that_starts_no_job_is_no_verdict(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = "OSError: [Errno 28] No space left on device: '/tmp/rl-sandbox-'"
-    boot = f"import socket, sys\ns = socket.socket(fileno=int(sys.argv[3]))\ns.sendall(b'ready')\n"
+    boot = "import socket, sys\ns = socket.socket(fileno=int(sys.argv[3]))\ns.sendall(b'ready')\n"
     boot += f"s.recv(99)\ns.sendall({said.encode()!r})"
     monkeypatch.setattr(host, "pool", host.Pool())
     monkeypatch.setattr(host, "_BOOT", boot)
