@@ -13,6 +13,7 @@ closes.
 import contextlib
 import errno
 import gc
+import mmap
 import os
 import resource
 import select
@@ -23,7 +24,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from rl_reasoner.sandbox import child, jail, linux, removal
+from rl_reasoner.sandbox import child, jail, linux, remote, removal
 
 # mode, wall seconds, CPU seconds, memory bytes
 JOB = struct.Struct("!cddQ")
@@ -140,7 +141,7 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
         number += 1
         boxes = [built.box(2 * number + part) for part in range(2 if mode == JUDGED else 1)]
         try:
-            pids = _start(mode, built, boxes, descriptors, limits)
+            pids, entered = _start(mode, built, boxes, descriptors, limits)
             began = time.monotonic()
             watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
             deadline = Deadline(began, wall_s, longest(wall_s), cpu_s)
@@ -150,6 +151,10 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
                 remove_tree(box)
         if ended is None:
             return
+        if any(e.code == remote.BROKEN and not at[0] for e, at in zip(ended, entered, strict=True)):
+            raise OSError("a program could not enter its jail")
+        for at in entered:
+            at.close()
         first, second = [*ended, Ended(NONE, 0, 0.0)][:2]
         took = time.monotonic() - began
         fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s))
@@ -158,31 +163,40 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
 
 def _start(
     mode: bytes, built: jail.Jail, boxes: list[str], descriptors: list[int], limits: jail.JailLimits
-) -> list[int]:
-    """Fork the processes of a job (a judge comes before its program); closes `descriptors`."""
+) -> tuple[list[int], list[mmap.mmap]]:
+    """Fork the processes of a job (a judge comes before its program); closes `descriptors`.
+
+    With them the bytes that tell whether each came as far as its program.
+    """
+    entered = [mmap.mmap(-1, 1) for _ in boxes]
     if mode == JUDGED:
         test, verdict, *descriptors = descriptors
         ours, theirs = socket.socketpair()
         cells = [
-            child.Cell(child.run_judge, test, [], [verdict, ours.fileno()]),
-            child.Cell(child.run_server, descriptors[0], descriptors[1:], [theirs.fileno()]),
+            child.Cell(child.run_judge, test, [], [verdict, ours.fileno()], entered[0]),
+            child.Cell(
+                child.run_server, descriptors[0], descriptors[1:], [theirs.fileno()], entered[1]
+            ),
         ]
         close = [test, verdict, ours.detach(), theirs.detach(), *descriptors]
     elif mode == CALL:
         payload, *streams, result = close = descriptors
-        cells = [child.Cell(child.run_call, payload, streams, [result])]
+        cells = [child.Cell(child.run_call, payload, streams, [result], *entered)]
     else:
         close = descriptors
-        cells = [child.Cell(child.script, descriptors[0], descriptors[1:], [])]
+        cells = [child.Cell(child.script, descriptors[0], descriptors[1:], [], *entered)]
     pids = []
     for cell, box in zip(cells, boxes, strict=True):
         pid = os.fork()
         if not pid:
+            for other in entered:
+                if other is not cell.entered:  # no program has its judge's
+                    other.close()
             child.main(cell, built, box, limits)
         pids.append(pid)
     for descriptor in close:
         os.close(descriptor)
-    return pids
+    return pids, entered
 
 
 def _watch(

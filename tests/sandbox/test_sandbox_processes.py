@@ -183,6 +183,22 @@ def test_a_zygote_that_cannot_start_a_job_is_replaced(level: str) -> None:
     assert short not in host.pool._all
 
 
+@pytest.mark.parametrize("test", [{"call": "f", "args": [3], "expected": 3}, "y = f(3)\nassert y"])
+def test_a_program_that_cannot_enter_its_jail_runs_in_another(level: str, test: Any) -> None:
+    host.pool.close()
+    short = host.pool.take(level, science=False)
+    for pid in below(short._process.pid):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))  # as on a full disk
+    host.pool.give_back(short)
+    assert sandbox.run("def f(x): return x", [test]).verdicts == ["passed"]
+    assert short not in host.pool._all
+
+
+def test_a_program_that_ends_as_if_it_had_not_started_is_wrong(level: str) -> None:
+    assert sandbox.run("import os\nos._exit(88)", ["y = f(3)\nassert y"]).verdicts == ["crash"]
+    assert sandbox.run("import os\nos._exit(88)", [{"stdout": ""}]).verdicts == ["error"]
+
+
 def test_a_machine_that_starts_no_job_is_no_verdict(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
