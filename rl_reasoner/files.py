@@ -142,11 +142,19 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Append rows to a JSONL file, one write for all of them; returns the file's size in bytes."""
+    """Append rows to a JSONL file, one write for all of them; returns the file's size in bytes.
+
+    Raises OSError where that is a link.
+    """
     text = as_jsonl(rows)
-    with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
+    with open(path, "a", encoding="utf-8", errors=_ESCAPED, opener=no_link) as file:
         file.write(text)
         return file.tell()
+
+
+def no_link(path: str, flags: int) -> int:
+    """An opener that raises OSError for a path whose last part is a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class Line(NamedTuple):

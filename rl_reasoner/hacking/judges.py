@@ -22,7 +22,7 @@ from rl_reasoner.hacking.math_verify import is_there, math_verify
 from rl_reasoner.hacking.maths import has_gold, judge_maths
 from rl_reasoner.hacking.programs import ProgramSettings, can_judge, judge_program
 from rl_reasoner.hacking.texts import copies, meaningless, without_praise, without_repeats
-from rl_reasoner.hacking.window import IndependentVerdict, Paid, Scale
+from rl_reasoner.hacking.window import IndependentVerdict, Paid, Scale, best_of
 from rl_reasoner.language.thinking import answer_part
 from rl_reasoner.recipe.hacking_meter import HackingMeterSettings
 from rl_reasoner.recipe.recipe import Recipe
@@ -141,10 +141,19 @@ class IndependentJudge:
             return "" if wanted in names else "gold"
         return "" if names & _CHECKERS else "texts"
 
+    def in_parts(self, one: Paid) -> bool:
+        """Whether a pay says how much is right: the one reward of its row, that of its tests."""
+        if one.row is None or not 0 <= one.row < len(self.rows):
+            return False
+        row = self.rows[one.row]
+        mine = [claim.function for claim in self.claims if applies(claim.name, row.get("rewards"))]
+        tested = len(mine) == 1 and "tests" in getattr(mine[0], "columns", ())
+        return tested and self.kind_of(row) == "programs"
+
     def judge(self, paid: Sequence[Paid], scale: Scale) -> list[Rejudged]:
         """A verdict on each completion, in order. Raises nothing but interrupts."""
         until = time.monotonic() + _SECONDS
-        best = max((one.pay for one in paid), default=0.0)
+        best = best_of([one.pay for one in paid])
         judged = []
         for one in paid:
             kind: JudgeKind = ""
@@ -169,7 +178,8 @@ class IndependentJudge:
         if kind == "maths":
             return self._by_gold(one, str(row.get("answer", "")))
         if kind == "programs":
-            return judge_program(one.written, row, self.programs)
+            pay = one.pay if self.in_parts(one) else 1.0
+            return judge_program(one.written, row, self.programs, pay)
         if kind == "gold":
             name, options = judge_of(row)
             return self._by_reward(load_reward(name, options), one, row)

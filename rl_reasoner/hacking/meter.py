@@ -26,11 +26,13 @@ from rl_reasoner.foreign import number
 from rl_reasoner.hacking.judges import Claim, IndependentJudge, Rejudged, claims_of
 from rl_reasoner.hacking.window import (
     Alarm,
+    IndependentVerdict,
     Paid,
     Scale,
     VerdictCounts,
     alarm_of,
     best_paid,
+    unknown_alarm_of,
 )
 from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.scoring.batch import POLICY_TEXT
@@ -64,6 +66,7 @@ class HackingMeter:
         self.judge = IndependentJudge(recipe, rows, self.claims)
         self.scale = Scale()
         self.windows: list[VerdictCounts] = []
+        self.unknown: list[VerdictCounts] = []
         self.standing: Alarm | None = None
         self.alarm = ""
         """The alarm that stands since the last window, in words; empty for none."""
@@ -75,7 +78,7 @@ class HackingMeter:
             low, high = row["scale"]
             ranges = {name: (least, most) for name, (least, most) in row["rewards"].items()}
             self.scale = Scale(low, high, ranges)
-            self._count(VerdictCounts(row["judged"], row["disagrees"]))
+            self._count(row["judged"], row["disagrees"], row["cannot_tell"])
             self.alarm = str(row["alarm"] or "")
         if step > closed:
             later = (
@@ -116,7 +119,7 @@ class HackingMeter:
         if not groups:
             return {}
         started = time.perf_counter()
-        chosen = best_paid(groups, self.scale, self.most, self.seed)
+        chosen = best_paid(groups, self.scale, self.most, self.seed, self.judge.in_parts)
         judged = self.judge.judge(chosen, self.scale)
         row = self._row(step, len(groups), judged)
         append_rows(self.file, [row])
@@ -129,8 +132,9 @@ class HackingMeter:
         counts = Counter(one.verdict for one in judged)
         agrees, disagrees = counts["agrees"], counts["disagrees"]
         known = agrees + disagrees
-        self._count(VerdictCounts(known, disagrees))
-        self.alarm = alarm_words(self.standing, judged) if self.standing else ""
+        self._count(known, disagrees, counts["cannot tell"])
+        verdict: IndependentVerdict = "disagrees" if alarm_of(self.windows) else "cannot tell"
+        self.alarm = alarm_words(self.standing, judged, verdict) if self.standing else ""
         return {
             "step": step,
             "groups": groups,
@@ -147,9 +151,10 @@ class HackingMeter:
             "examples": examples_of(judged),
         }
 
-    def _count(self, counts: VerdictCounts) -> None:
-        self.windows.append(counts)
-        self.standing = alarm_of(self.windows)
+    def _count(self, known: int, disagrees: int, unknown: int) -> None:
+        self.windows.append(VerdictCounts(known, disagrees))
+        self.unknown.append(VerdictCounts(known + unknown, unknown))
+        self.standing = alarm_of(self.windows) or unknown_alarm_of(self.unknown)
 
 
 def _values(scores: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[str, float]:
@@ -162,14 +167,17 @@ def _rank(one: Paid, seed: int) -> tuple[float, str]:
     return -one.pay, one.drawn(seed)
 
 
-def alarm_words(alarm: Alarm, judged: Sequence[Rejudged]) -> str:
-    """An alarm in words: how many, with their interval, and the commonest reason."""
+def alarm_words(
+    alarm: Alarm, judged: Sequence[Rejudged], verdict: IndependentVerdict = "disagrees"
+) -> str:
+    """An alarm in words: how many have a verdict, with their interval, and the commonest reason."""
     wrong, of = alarm.counts.disagrees, alarm.counts.judged
-    reasons = Counter(one.reason.partition(":")[0] for one in judged if one.verdict == "disagrees")
+    reasons = Counter(one.reason.partition(":")[0] for one in judged if one.verdict == verdict)
     why = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     shares = f"{percent(wrong / of, 0)} {span(wilson(wrong, of))}"
+    said = "are not right by" if verdict == "disagrees" else "can no more be told by"
     return (
-        f"{wrong} of the {of} best-paid completions are not right by an independent judge "
+        f"{wrong} of the {of} best-paid completions {said} an independent judge "
         f"({shares}; {percent(alarm.tolerated, 0)} is tolerated){why}: is the reward being hacked?"
     )
 

@@ -6,13 +6,14 @@ disagreement is the share of verdicts that call a best-paid completion wrong.
 
 The alarm is a sequence of exact binomial tests, one at the end of each window. The k-th test has
 the level 0.01 / (k (k + 1)), which sum up to 0.01: in a stage whose disagreement stays at the rate
-that is tolerated, or below it, the chance of any alarm is at most 1%, however long it trains.
+that is tolerated, or below it, the chance of any alarm is at most 1%, however long it trains. What
+nobody can tell of is tested so, too, when it grows.
 Pure; raises nothing.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +31,9 @@ ENOUGH = 16
 _TOGETHER = 4  # windows at most
 _FULL = 0.75  # of the largest pay: less is no claim that a completion is right
 _NEAR = 0.1  # of it: so much less than the window's best still counts as best-paid
+_PART = 0.5  # of it: less, and a part of what is paid claims nothing
+_TOP = 8  # the best of a window is its best eighth's least: one outlier sets no scale
+_UNKNOWN = 0.5  # of a window that nobody can tell of, at least, before its growth is an alarm
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,17 @@ class Scale:
         """Take note of a pay."""
         self.low, self.high = min(self.low, pay), max(self.high, pay)
 
-    def least(self, best: float) -> float:
+    def least(self, best: float, part: float = 1.0) -> float:
         """The least pay that is among the best, in a window whose best is `best`.
 
-        Rewards that keep to 0 to 1 are held against 1; of others nobody knows the largest, so they
-        are held against the window's own best.
+        With a `part`, the least that is that much of what can be paid. Rewards that keep to 0 to 1
+        are held against 1; of others nobody knows the largest, so they are held against the
+        window's own best.
         """
         full = 1.0 if (self.low, self.high) == (0.0, 1.0) else best
         reach = full - self.low
+        if part < 1:
+            return self.low + part * reach
         return max(self.low + _FULL * reach, best - _NEAR * reach)
 
     def fall(self, before: float, after: float, best: float) -> float:
@@ -111,17 +118,28 @@ class Scale:
         return (before - after) / reach if reach > 0 else 0.0
 
 
-def best_paid(groups: Sequence[Paid], scale: Scale, most: int, seed: int) -> list[Paid]:
+def best_of(pays: Collection[float]) -> float:
+    """The best pay of a window, but for outliers."""
+    return sorted(pays, reverse=True)[len(pays) // _TOP] if pays else 0.0
+
+
+def best_paid(
+    groups: Sequence[Paid],
+    scale: Scale,
+    most: int,
+    seed: int,
+    in_parts: Callable[[Paid], bool] = lambda one: False,
+) -> list[Paid]:
     """The best-paid of a window, at most `most`, out of the best of each group.
 
-    None where nothing is paid. Equal completions of a prompt count once; ties are drawn from the
-    seed and a completion's place, so that another run of the same chooses the same.
+    Where they are fewer, the next best follow of those that are paid `in_parts`, by how much is
+    right. None where nothing is paid. Equal completions of a prompt count once; ties are drawn from
+    the seed and a completion's place, so that another run of the same chooses the same.
     """
-    if not groups:
-        return []
-    best = max(one.pay for one in groups)
-    least = scale.least(best)
-    paid = [one for one in groups if one.pay >= least and one.pay > scale.low]
+    best = best_of([one.pay for one in groups])
+    least, part = scale.least(best), scale.least(best, _PART)
+    paid = [one for one in groups if one.pay > scale.low]
+    paid = [one for one in paid if one.pay >= least or (one.pay >= part and in_parts(one))]
     paid.sort(key=lambda one: (-one.pay, one.drawn(seed)))
     different = {(one.prompt, one.completion): one for one in reversed(paid)}
     kept = [one for one in paid if different[one.prompt, one.completion] is one]
@@ -192,10 +210,22 @@ def tail(hits: int, of: int, rate: float) -> float:
 
 def alarm_of(windows: Sequence[VerdictCounts]) -> Alarm | None:
     """The alarm at the end of the last of `windows`, all of a stage's so far; None for none."""
+    return _tested(windows, tolerated_by(windows))
+
+
+def unknown_alarm_of(windows: Sequence[VerdictCounts]) -> Alarm | None:
+    """The alarm of ever more that nobody can tell of: here it is what `disagrees` counts.
+
+    More than half, and more than the first windows had: a stage that nobody can judge is none.
+    """
+    first = newest([*reversed(windows[:_TOGETHER])])
+    began = wilson(first.disagrees, first.judged)[1]
+    return _tested(windows, max(_UNKNOWN, began)) if began < 1 else None
+
+
+def _tested(windows: Sequence[VerdictCounts], tolerated: float) -> Alarm | None:
     if not windows:
         return None
-    looks, now, tolerated = len(windows), newest(windows), tolerated_by(windows)
+    looks, now = len(windows), newest(windows)
     level = ALARM_LEVEL / (looks * (looks + 1))
-    if tail(now.disagrees, now.judged, tolerated) > level:
-        return None
-    return Alarm(now, tolerated)
+    return Alarm(now, tolerated) if tail(now.disagrees, now.judged, tolerated) <= level else None

@@ -1,8 +1,9 @@
 """The C++ in `cpp/`, compiled once on this machine where it has a compiler, called with pointers.
 
-The library lies in the cache folder under a hash of its source and of the processor. Where there is
-no compiler, or what it made does not give the right numbers, there is no library: everything has
-another way, in torch's own operations. Knows tensors only.
+The library lies in the cache folder under a hash of its source and of the processor; only one that
+nobody else could have written is loaded. Where there is no compiler, or what it made does not give
+the right numbers, there is no library: everything has another way, in torch's own operations. Knows
+tensors only.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_reasoner.files import no_link
 from rl_reasoner.machine import choices, processor
 from rl_reasoner.paths import cache_folder
 
@@ -29,6 +32,13 @@ _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fop
 _WAIT_S = 120.0  # for the compiler
 _DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # of functions that know both types
+_BY_TYPE = ("attend", "draw", "gated", "layer", "mixture", "norm")
+_FUNCTIONS = (
+    "attention_backward", "attention_forward", "can_slice", "expert_backward", "expert_forward",
+    "gated_backward", "gated_forward", "join_products", "lanes", "rms_backward", "rms_forward",
+    "rotate", "slice_rows", "sliced_product",
+    *(f"{name}_{suffix}" for name in _BY_TYPE for suffix in SUFFIXES.values()),
+)  # fmt: skip
 _LETTERS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "n": ctypes.c_int}
 logger = logging.getLogger(__name__)
 
@@ -102,10 +112,11 @@ def _library() -> Any:
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     try:
         file = cache_folder() / "machine" / f"native-{digest}.so"
-        if not _is_whole(file):
+        library = _loaded(file)
+        if library is None:
             _compile(compiler, file)
-        library = ctypes.CDLL(str(file))
-        return library if _is_right(library) else None
+            library = _loaded(file)
+        return library if library is not None and _is_right(library) else None
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("the compiled operations are not used: %s", error)
         return None
@@ -119,15 +130,32 @@ def _compilers() -> list[str]:
     return [*filter(None, [os.environ.get("CXX")]), "c++", "g++", "clang++"]
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a library ends with its digest: loading a part of one would end the process."""
-    data = file.read_bytes() if file.is_file() else b""
-    return data[-_DIGEST:] == hashlib.sha256(data[:-_DIGEST]).digest()
+def _loaded(file: Path) -> Any:
+    """The library in a file of this user's, in a folder that nobody else can write to; else None.
+
+    It ends with its digest: loading a part of one would end the process. What is looked at is what
+    is loaded: the file is opened once.
+    """
+    try:
+        with open(file, "rb", opener=no_link) as opened:
+            about, folder = os.fstat(opened.fileno()), file.parent.stat()
+            closed = all(
+                each.st_uid == os.geteuid() and not each.st_mode & 0o022 for each in (about, folder)
+            )
+            data = opened.read() if closed else b""
+            if not data or data[-_DIGEST:] != hashlib.sha256(data[:-_DIGEST]).digest():
+                return None
+            link = f"/proc/self/fd/{opened.fileno()}"
+            return ctypes.CDLL(link if sys.platform == "linux" else str(file))
+    except OSError:  # there is none, or it is a link
+        return None
 
 
 def _compile(compiler: str, file: Path) -> None:
     """Compile in a folder of our own: processes of other machines may do so beside us."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    if (about := file.parent.stat()).st_uid == os.geteuid():  # where the umask lets a group write
+        file.parent.chmod(about.st_mode & 0o755)
     with TemporaryDirectory(prefix="native-", dir=file.parent) as folder:
         made = Path(folder) / file.name
         _run([compiler, *_FLAGS, "-shared", "-fPIC", *map(str, _CODE), "-o", str(made)])
@@ -136,6 +164,7 @@ def _compile(compiler: str, file: Path) -> None:
             end.write(digest)
             end.flush()
             os.fsync(end.fileno())
+        made.chmod(0o644)
         made.replace(file)
 
 
@@ -155,7 +184,9 @@ def _run(command: list[str]) -> None:
 
 
 def _is_right(library: Any) -> bool:
-    """Whether one of the operations gives torch's numbers."""
+    """Whether all functions are there, and one of them gives torch's numbers."""
+    if not all(hasattr(library, name) for name in _FUNCTIONS):
+        return False
     x = torch.linspace(-3, 3, 2 * 40).view(2, 40)
     y, scale, weight = torch.empty_like(x), torch.empty(2), torch.ones(40)
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, weight, y, scale)]

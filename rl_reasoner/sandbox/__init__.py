@@ -274,8 +274,8 @@ def _run_test(
             return verdict_on(each, finished, limit), finished
         except Overdue:
             return "timeout", None
-        except Lost as error:
-            if leases.cancelled or (last and isinstance(error, NotStarted)):
+        except (Lost, OSError) as error:  # of a machine that is full, or has no more descriptors
+            if leases.cancelled or (last and isinstance(error, (NotStarted, OSError))):
                 raise SandboxUnavailable(str(error)) from error
     return "crash", None
 

@@ -12,8 +12,10 @@ apart.
 
 import atexit
 import builtins
+import contextlib
 import gc
 import json
+import mmap
 import os
 import sys
 import threading
@@ -33,13 +35,15 @@ class Cell:
     """One process to be: its role, the descriptors of its payload and streams, and further ones.
 
     `streams` are standard input, output and error, or none: then they stay the zygote's own
-    (/dev/null). The further descriptors become 3, 4, ...
+    (/dev/null). The further descriptors become 3, 4, ... `entered` is a byte that the zygote reads:
+    whether the process has come as far as its program, which has it no more.
     """
 
     role: Callable[[dict[str, Any], str], int]
     payload: int
     streams: list[int]
     further: list[int]
+    entered: mmap.mmap
 
 
 def main(cell: Cell, built: jail.Jail, box: str, limits: jail.JailLimits) -> NoReturn:
@@ -50,13 +54,16 @@ def main(cell: Cell, built: jail.Jail, box: str, limits: jail.JailLimits) -> NoR
         _arrange((cell.streams or [0, 1, 2]) + cell.further)
         source = payload["source"].encode("utf-8", "surrogatepass")
         built.enter(box, source if cell.role is not run_judge else b"", stdin, limits)
+        cell.entered[0] = 1
+        cell.entered.close()
         _fresh_streams()
         code = cell.role(payload, f"{box}/main.py")
     except MemoryError:
         code = OUT_OF_MEMORY
     except BaseException as error:
         code = remote.BROKEN
-        os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
     os._exit(code)
 
 

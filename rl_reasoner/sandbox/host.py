@@ -49,7 +49,7 @@ class Lost(Exception):
 
 
 class NotStarted(Lost):
-    """A zygote that did not start; says why."""
+    """A zygote, or a job of one, that did not start; says why."""
 
 
 class Overdue(Lost):
@@ -103,7 +103,7 @@ class Zygote:
             raise NotStarted(f"{command[0]} does not start: {error.strerror}") from error
         try:
             self._socket.settimeout(_START_S)
-            said = self._receive(5, exact=False)
+            said = self._receive(5)
             if said != b"ready":
                 raise NotStarted(said.decode(errors="replace") or "it ended while starting")
         except BaseException:
@@ -134,26 +134,24 @@ class Zygote:
                 raw = self._receive(zygote.DONE.size)
             except OSError as error:
                 raise Lost(str(error)) from error
-            took, *fields = zygote.DONE.unpack(raw)
+            if not raw.startswith(zygote.MARK):
+                raise NotStarted(raw.decode(errors="replace")) if raw else Lost("it ended")
+            _, took, *fields = zygote.DONE.unpack(raw)
             first, second = zygote.Ended(*fields[:3]), zygote.Ended(*fields[3:])
             limits = ((stdout, MAX_OUTPUT), (stderr, MAX_OUTPUT), (answer, MAX_BYTES))
             read = [os.pread(descriptor, limit + 1, 0) for descriptor, limit in limits]
             return Finished(took, first, second, *read)
 
-    def _receive(self, count: int, exact: bool = True) -> bytes:
+    def _receive(self, count: int) -> bytes:
+        """At least `count` bytes, or what came before the end. Nothing follows them unasked."""
         raw = b""
         try:
-            while len(raw) < count:
-                part = self._socket.recv(count - len(raw) if exact else 500)
-                if not part:
-                    break
+            while len(raw) < count and (part := self._socket.recv(500)):
                 raw += part
         except TimeoutError as error:
             raise Overdue("no answer in time") from error
         except OSError as error:
             raise Lost(str(error)) from error
-        if exact and len(raw) < count:
-            raise Lost("it ended")
         return raw
 
     def forget(self) -> None:

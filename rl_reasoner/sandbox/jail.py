@@ -24,6 +24,7 @@ from rl_reasoner.sandbox import linux, removal, seccomp
 QUOTA_BYTES, QUOTA_FILES = 16 << 20, 2048
 MAX_OPEN_FILES = 64
 MAX_THREADS = 128
+_LEFT_TO_OTHERS = 64  # of a user's processes, where a limit counts all of them
 _STACK_BYTES = 120 << 20  # the gap that the kernel leaves below a stack is 128 MB
 _NOBODY = 65534
 _FIRST_JOB_UID = 1_900_000_000  # above every range that distributions hand out
@@ -341,8 +342,11 @@ def _limit(limits: JailLimits, own_memory: int, private_count: bool) -> None:
     }
     if own_memory:
         wanted[resource.RLIMIT_AS] = own_memory + limits.memory
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     if private_count:
         wanted[resource.RLIMIT_NPROC] = MAX_THREADS
+    elif most != resource.RLIM_INFINITY:  # zygotes, and what else the user runs, can still fork
+        wanted[resource.RLIMIT_NPROC] = most - min(_LEFT_TO_OTHERS, most // 4)
     for kind, value in wanted.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -11,22 +11,22 @@ import importlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from rl_reasoner.sandbox import data
+from rl_reasoner.sandbox import data, raised
 from rl_reasoner.sandbox.guard import Guard
 from rl_reasoner.sandbox.reasons import of_error
-from rl_reasoner.sandbox.remote import CHANGED, Channel, Gone, builtin_exception
+from rl_reasoner.sandbox.remote import CHANGED, Channel, Gone
+from rl_reasoner.sandbox.standins import OwnErrors, Proxy, handle_of, type_of
 from rl_reasoner.sandbox.wanted import Wanted, wanted_names
 
-_SETTLE = "__settle__"
+_SETTLE, _TYPE_OF = "__settle__", "__type_of__"
 _TEST = "<test>"  # the file name of the test's code
 _TESTS = (_TEST, "<doctest ")
 _QUITTERS = ("<frozen _sitebuiltins>", "/_sitebuiltins.py")  # of exit() and quit()
 _RUNNER = "/unittest/main.py"
-_SHOWN = ("__name__", "__doc__")
 # By these libraries use files and mappings: what they get is data.
 _USED = {"keys", "read", "readline", "write", "close"}
 # Names that tests use without importing them: the judge's own, where a test asks for more.
@@ -64,10 +64,12 @@ def _run_test(test: str, asking: "_Judge") -> tuple[str, str]:
         namespace = module.__dict__
         namespace["__builtins__"] = builtins
         wanted = wanted_names(tree, test)
-        code = compile(ast.fix_missing_locations(_settling(tree)), _TEST, "exec")
+        code = compile(
+            ast.fix_missing_locations(_settling(tree, "type" in wanted.used)), _TEST, "exec"
+        )
         asking.watch(tree, code)
         asking.define(wanted, namespace)
-        namespace[_SETTLE] = asking.settle
+        namespace |= {_SETTLE: asking.settle, _TYPE_OF: type_of}
         runners = _remembered_runners(test)
         exec(code, namespace)  # noqa: S102 - a data set's test, in a jail
     except AssertionError as error:
@@ -159,7 +161,7 @@ class _Judge:
         self._guard = Guard()
         self._lock = threading.Lock()
         self._functions: list[Callable[..., object]] = []
-        self._proxies: dict[int, Proxy] = {}
+        self._standins: dict[int, Proxy | OwnErrors] = {}
         self._changes: list[tuple[Any, Any]] = []
         self._tree: ast.Module | None = None
         self._named: set[str] | None = None
@@ -219,12 +221,12 @@ class _Judge:
             }
         return name in self._named
 
-    def ask(self, verb: str, target: "Proxy", *rest: object) -> Any:
-        """What the program answers to `verb`; raises what it raised, as the builtin exception."""
+    def ask(self, verb: str, target: object, *rest: object) -> Any:
+        """What the program answers to `verb`; raises what it raised."""
         trees = [self._encode(value) for value in (target, *rest)]
         return self._value(verb, self._exchange([verb, *trees]))
 
-    def call(self, target: "Proxy", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, target: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of the program; what it changed in place changes here with `settle`."""
         trees = [self._encode(value) for value in args]
         named = [[name, self._encode(value)] for name, value in kwargs.items()]
@@ -268,11 +270,10 @@ class _Judge:
         try:
             return ["returned", self._encode(function(*values, **named))]
         except Exception as error:
-            message = str(error)[:1000]
-            if isinstance(error, AssertionError) and not hasattr(error, "of_program"):
+            if isinstance(error, AssertionError) and not hasattr(error, raised.OF_PROGRAM):
                 # Else the program could ask until none fails, or read what is expected.
-                self.unseen, message = "failed", ""
-            return ["failed", [kind.__name__ for kind in type(error).__mro__], message]
+                self.unseen, error = "failed", AssertionError()
+            return ["failed", self._encode(error)]
         except BaseException:
             self.broken = True  # the program still waits for an answer
             raise
@@ -285,13 +286,13 @@ class _Judge:
         if answer[0] == "value" and len(answer) == 3:
             return self._decode(answer[1])
         self._guard.heard = True
-        if answer[0] == "raised" and len(answer) == 3 and isinstance(answer[1], list):
-            raised = builtin_exception(answer[1], str(answer[2]))
-            if isinstance(raised, (StopIteration, StopAsyncIteration)) and verb != "next":
+        error = self._decode(answer[1]) if answer[0] == "raised" and len(answer) == 2 else None
+        if isinstance(error, Exception):
+            if isinstance(error, (StopIteration, StopAsyncIteration)) and verb != "next":
                 # It would end the test's own loop over calls: all(map(f, ...)).
-                raised = RuntimeError(f"the program raised {type(raised).__name__}")
-            raised.of_program = True  # type: ignore[attr-defined]
-            raise raised
+                error = RuntimeError(f"the program raised {type(error).__name__}")
+            setattr(error, raised.OF_PROGRAM, True)
+            raise error
         raise self._malformed()
 
     def _note(self, changed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -338,8 +339,13 @@ class _Judge:
         return data.encode(value, self._refer)
 
     def _refer(self, value: object) -> data.Tree:
-        if type(value) is Proxy:
-            return {"h": _number(value)}
+        if (number := handle_of(value)) is not None:
+            return {"h": number}
+        if isinstance(value, Exception):
+            known = next(kind for kind in type(value).__mro__ if kind in raised.BUILTIN)
+            return raised.told(value, self._encode(known), self._encode)
+        if isinstance(value, slice):
+            return {"slice": [*map(self._encode, (value.start, value.stop, value.step))]}
         name = getattr(value, "__name__", "")
         if getattr(builtins, name or "?", None) is value:
             return {"B": name}
@@ -357,122 +363,31 @@ class _Judge:
             raise self._malformed() from error
 
     def _resolve(self, tag: str, body: Any) -> object:
-        if tag != "h" or not isinstance(body, int):
+        if tag == "x":
+            return raised.rebuilt(body, lambda tree: data.decode(tree, self._resolve))
+        number, name, bases = body if tag == "e" else (body, "", [])
+        if tag not in ("h", "e") or type(number) is not int:
             raise data.Malformed(f"unknown tag {tag!r}")
-        return self._proxies.setdefault(body, Proxy(self, body))
+        if number not in self._standins:
+            kinds = tuple(data.decode(base, self._resolve) for base in bases)
+            made = OwnErrors.of(self, number, name, kinds) if tag == "e" else Proxy(self, number)
+            self._standins[number] = made
+        return self._standins[number]
 
 
-class Proxy:
-    # An object of the program, as a test sees it: to be called, and asked for parts. It has no
-    # truth value and equals only itself: whoever compares it gets a TypeError, so that a test
-    # passes on data alone. Of its dunders only those of `_SHOWN` are the program's: by the others
-    # libraries ask where its memory is (numpy), what to run (typing), how to copy it. (No
-    # docstring: `f.__doc__` is the program's.)
+def _settling(tree: ast.Module, types: bool) -> ast.Module:
+    """The test with a call of `settle` before each of its statements.
 
-    __slots__ = ("__judge", "__number")
-
-    def __init__(self, owner: _Judge, number: int) -> None:
-        object.__setattr__(self, "_Proxy__judge", owner)
-        object.__setattr__(self, "_Proxy__number", number)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _owner(self).call(self, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        owner = _owner(self)
-        shown = name in _SHOWN if _is_dunder(name) else owner.names(name, sys._getframe(1))
-        if not shown:
-            raise AttributeError(f"a test is not given {name!r} of the program's objects")
-        return owner.ask("attribute", self, name)
-
-    @property
-    def __doc__(self) -> Any:  # type: ignore[override]
-        return _owner(self).ask("attribute", self, "__doc__")
-
-    @property
-    def __bases__(self) -> Any:  # for issubclass
-        return _owner(self).ask("bases", self)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if _is_dunder(name):
-            raise AttributeError(f"a test cannot set {name!r} of the program's objects")
-        _owner(self).ask("set", self, name, value)
-
-    def __getitem__(self, key: object) -> Any:
-        return _owner(self).ask("item", self, key)
-
-    def __setitem__(self, key: object, value: object) -> None:
-        _owner(self).ask("put", self, key, value)
-
-    def __iter__(self) -> Iterator[Any]:
-        steps = _owner(self).ask("iterate", self)
-        while True:
-            try:
-                yield _owner(self).ask("next", steps)
-            except StopIteration:
-                return
-
-    def __next__(self) -> Any:
-        return _owner(self).ask("next", self)
-
-    def __len__(self) -> int:
-        return int(_owner(self).ask("len", self))
-
-    def __str__(self) -> str:
-        return str(_owner(self).ask("text", self))
-
-    def __repr__(self) -> str:
-        return str(_owner(self).ask("repr", self))
-
-    def __instancecheck__(self, instance: object) -> bool:
-        return type(instance) is Proxy and _owner(self).ask("instance", self, instance) is True
-
-    def __copy__(self) -> Any:
-        return _owner(self).ask("copy", self)
-
-    def __deepcopy__(self, memo: object) -> Any:
-        return _owner(self).ask("deepcopy", self)
-
-    def __reduce_ex__(self, protocol: object) -> Any:
-        raise TypeError("the program's objects cannot be pickled")
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or _refuse()
-
-    def __ne__(self, other: object) -> bool:
-        return self is not other and _refuse()
-
-    def __bool__(self) -> bool:
-        return _refuse()
-
-    __hash__ = object.__hash__
-
-
-def _owner(proxy: Proxy) -> _Judge:
-    owner: _Judge = object.__getattribute__(proxy, "_Proxy__judge")
-    return owner
-
-
-def _number(proxy: Proxy) -> int:
-    number: int = object.__getattribute__(proxy, "_Proxy__number")
-    return number
-
-
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
-def _refuse() -> bool:
-    raise TypeError("the program's value is not plain data")
-
-
-def _settling(tree: ast.Module) -> ast.Module:
-    """The test with a call of `settle` before each of its statements."""
+    Where it asks for `types`, the program's objects have their own: Python's is the stand-in's.
+    """
     for node in list(ast.walk(tree)):
         for name in ("body", "orelse", "finalbody"):
             block = getattr(node, name, None)
             if isinstance(block, list):
                 setattr(node, name, [part for each in block for part in (*_settle(each), each)])
+        match node:
+            case ast.Call(func=ast.Name(id="type"), args=[_], keywords=[]) if types:
+                node.func = ast.copy_location(ast.Name(_TYPE_OF, ast.Load()), node.func)
     return tree
 
 

@@ -9,6 +9,8 @@ objects behind handles and does what it is asked. Nothing that it sends is execu
 import _thread
 import builtins
 import copy
+import math
+import operator
 import os
 import struct
 import threading
@@ -16,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from rl_reasoner.sandbox import data
+from rl_reasoner.sandbox import data, raised
 
 CHANGED = (list, dict, set, deque)
 """Kinds of arguments, beside arrays, that a call may change in place on the other side, too."""
@@ -34,11 +36,31 @@ class Gone(BaseException):
     """
 
 
-# What a judge may ask of one object.
-_SIMPLE: dict[str, Callable[[Any], object]] = {
-    "iterate": iter, "next": next, "len": len, "text": str, "repr": repr,
-    "copy": copy.copy, "deepcopy": copy.deepcopy,
+# What a judge may ask of objects, but for calls and names.
+UNARY = ("abs", "neg", "pos", "invert", "int", "float", "complex", "index", "round", "format",
+         "bool", "trunc", "floor", "ceil", "reversed")  # fmt: skip
+BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift",
+          "and", "xor", "or")  # fmt: skip
+ORDER = ("lt", "le", "gt", "ge")
+_DONE: dict[str, Callable[..., object]] = {
+    "iterate": iter, "next": next, "len": len, "text": str, "repr": repr, "type": type,
+    "copy": copy.copy, "deepcopy": copy.deepcopy, "attribute": getattr, "set": setattr,
+    "delete": delattr, "item": operator.getitem, "put": operator.setitem,
+    "remove": operator.delitem, "instance": lambda kind, value: isinstance(value, kind),
+    "enter": lambda value: type(value).__enter__(value), "divmod": divmod,
 }  # fmt: skip
+for _name in (*UNARY, *BINARY, *ORDER, *(f"i{each}" for each in BINARY)):
+    _places = ((builtins, _name), (math, _name), (operator, _name), (operator, f"{_name}_"))
+    _DONE[_name] = next(getattr(*each) for each in _places if hasattr(*each))
+
+
+def _leave(value: Any, error: Exception | None) -> bool:
+    """End a `with` of the program's object; whether it swallows the error."""
+    told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+    return bool(type(value).__exit__(value, *told))
+
+
+_DONE["exit"] = _leave
 
 
 class _Place:
@@ -234,8 +256,7 @@ class Server:
                 value = self._do(verb, *(data.decode(tree, self._resolve) for tree in rest))
             return ["value", self._encode(value), changed]
         except Exception as error:
-            names = [kind.__name__ for kind in type(error).__mro__]
-            return ["raised", names, str(error)[:1000]]
+            return ["raised", self._encode(error)]
 
     def _call(self, handle: Any, args: list[Any], kwargs: list[Any]) -> tuple[object, list[Any]]:
         """The value of a call, and which arguments it changed in place: [place, new value]."""
@@ -253,37 +274,39 @@ class Server:
         return value, changed
 
     def _do(self, verb: str, target: Any, *rest: Any) -> object:
-        if verb == "attribute":
-            return getattr(target, rest[0])
-        if verb == "set":
-            setattr(target, rest[0], rest[1])
-            return None
         if verb == "bases" and isinstance(target, type):
             return target.__bases__
-        if verb == "instance":
-            return isinstance(rest[0], target)
-        if verb == "item":
-            return target[rest[0]]
-        if verb == "put":
-            target[rest[0]] = rest[1]
-            return None
-        return _SIMPLE[verb](target)
+        return _DONE[verb](target, *rest)
 
     def _encode(self, value: object) -> data.Tree:
         return data.encode(value, self._handle)
 
     def _handle(self, value: object) -> data.Tree:
+        """What stands for a value that is no data; of exceptions also what they are."""
+        if isinstance(value, Exception):
+            own = None if type(value) in raised.BUILTIN else self._number(value)
+            return raised.told(value, self._encode(type(value)), self._encode, own)
+        if isinstance(value, type) and issubclass(value, Exception):
+            bases = [base for base in value.__bases__ if issubclass(base, Exception)]
+            return {"e": [self._number(value), value.__name__, [*map(self._encode, bases)]]}
+        return {"h": self._number(value)}
+
+    def _number(self, value: object) -> int:
         with self._lock:
             number = self._numbers.setdefault(id(value), len(self._objects))
             if number == len(self._objects):
                 self._objects.append(value)
-        return {"h": number}
+        return number
 
     def _resolve(self, tag: str, body: Any) -> object:
         if tag == "h":
             return self._objects[body]
         if tag == "B":
             return getattr(builtins, body)
+        if tag == "x":
+            return raised.rebuilt(body, lambda tree: data.decode(tree, self._resolve))
+        if tag == "slice":
+            return slice(*(data.decode(part, self._resolve) for part in body))
         if tag == "cb":
             return lambda *args, **kwargs: self._call_back(body, args, kwargs)
         raise data.Malformed(f"unknown tag {tag!r}")
@@ -297,17 +320,5 @@ class Server:
             if message[0] == "returned":
                 return data.decode(message[1], self._resolve)
             if message[0] == "failed":
-                raise builtin_exception(message[1], message[2])
+                raise data.decode(message[1], self._resolve)
             self._channel.send(self._answer(message))
-
-
-def builtin_exception(names: list[Any], message: str) -> Exception:
-    """The builtin exception nearest to one whose classes have these names."""
-    for name in names:
-        kind = getattr(builtins, name, None) if isinstance(name, str) else None
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            try:
-                return kind(message)
-            except TypeError:
-                break
-    return RuntimeError(message)

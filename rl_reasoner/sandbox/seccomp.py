@@ -63,17 +63,15 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 
 # Plain computation, memory, time and files already open: allowed at every level.
 _COMPUTE = """
-    read write readv writev pread64 pwrite64 close lseek fstat dup dup2 dup3 pipe pipe2
-    brk mmap munmap mremap mprotect madvise msync membarrier futex futex_waitv set_robust_list
-    get_robust_list rseq set_tid_address restart_syscall exit exit_group sched_yield
-    sched_getaffinity getcpu nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time
-    times getrusage getrlimit getrandom getpid gettid getppid getuid geteuid getgid getegid
-    getresuid getresgid getgroups getpgid getpgrp getsid getpriority umask rt_sigaction
-    rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause alarm
-    setitimer getitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
-    timerfd_create timerfd_settime timerfd_gettime signalfd4 eventfd2 epoll_create epoll_create1
-    epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 sendfile fsync
-    fdatasync flock fadvise64 recvfrom recvmsg sendmsg shutdown getsockname getpeername getsockopt
+    read write readv writev pread64 pwrite64 close lseek fstat dup dup2 dup3 pipe pipe2 brk mmap
+    munmap mremap mprotect madvise futex futex_waitv set_robust_list rseq set_tid_address
+    restart_syscall exit exit_group sched_yield getcpu nanosleep gettimeofday time times getrusage
+    getrlimit getrandom getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid
+    getgroups getpgrp umask rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait
+    rt_sigsuspend sigaltstack pause alarm setitimer getitimer timer_settime timer_gettime
+    timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime signalfd4 eventfd2
+    epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select
+    pselect6 sendfile flock recvfrom recvmsg sendmsg shutdown getsockname getpeername getsockopt
     stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir
     getdents64 arch_prctl wait4 waitid
 """
@@ -96,6 +94,7 @@ _KILL = 0x80000000
 _EPERM = 0x00050000 | errno.EPERM
 _EOPNOTSUPP = 0x00050000 | errno.EOPNOTSUPP
 _ENOSYS = 0x00050000 | errno.ENOSYS
+_DONE = 0x00050000  # the call does nothing, and says that it did
 _NR, _ARCH = 0, 4
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -111,6 +110,10 @@ _FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # descriptors, flags,
 # TCGETS* GWINSZ FION* FI*CLEX
 _IOCTL = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _PRCTL = (15, 16)  # the name of a thread
+_MEMBARRIER = (0, 8, 16, 32, 64, 128, 256)  # of a process's own threads: the others wait for all
+# What would wait for a disk, or clear the cache that others read from: no file outlives a program.
+_CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
+_DISK = ("fsync", "fdatasync", "msync", "fadvise64")
 
 BpfInstruction = tuple[int, int, int, int]
 
@@ -174,8 +177,15 @@ def _checked(level: str, pid: int) -> dict[str, list[BpfInstruction]]:
         "fcntl": _one_of(1, _FCNTL),
         "ioctl": _one_of(1, _IOCTL),
         "prctl": _one_of(0, _PRCTL),
+        "membarrier": _one_of(0, _MEMBARRIER),
+        **{name: [(_RET, 0, 0, _DONE)] for name in _DISK},
         "prlimit64": _one_of(0, (0, pid)),  # limits cannot be raised without capabilities
         "sched_setaffinity": _one_of(0, (0,)),
+        # Of other processes not even whether there are any, nor what time they took.
+        **{name: _one_of(0, (0, pid)) for name in ("getpgid", "getsid", "sched_getaffinity")},
+        "getpriority": _one_of(1, (0, pid)),
+        "get_robust_list": _one_of(0, (0,)),
+        **{name: [*_masked(0, 1 << 31), (_JEQ, 0, 1, 0), *_verdict()] for name in _CLOCKS},
         # Only connected stream pairs: a datagram socket could send to any address.
         "socketpair": [
             *_load(0),

@@ -13,6 +13,7 @@ closes.
 import contextlib
 import errno
 import gc
+import mmap
 import os
 import resource
 import select
@@ -23,12 +24,13 @@ import sys
 import time
 from dataclasses import dataclass
 
-from rl_reasoner.sandbox import child, jail, linux, removal
+from rl_reasoner.sandbox import child, jail, linux, remote, removal
 
 # mode, wall seconds, CPU seconds, memory bytes
 JOB = struct.Struct("!cddQ")
-# wall seconds, then for each of two processes: how it ended, code, CPU seconds
-DONE = struct.Struct("!dcidcid")
+# its mark, wall seconds, then for each of two processes: how it ended, code, CPU seconds
+DONE = struct.Struct("!4sdcidcid")
+MARK = b"done"  # what begins otherwise is no result: why the zygote ends
 SCRIPT, CALL, JUDGED = b"s", b"c", b"j"
 EXITED, SIGNALLED, DEADLINE, QUOTA, NONE = b"e", b"s", b"d", b"q", b"-"
 MAX_DESCRIPTORS = 8
@@ -63,6 +65,7 @@ class Deadline:
     longest_s: float  # with it
     cpu_s: float
     waited_s: float = 0.0
+    held: bool = False  # whether the job was seen held up in the kernel
 
     @property
     def at(self) -> float:
@@ -138,7 +141,7 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
         number += 1
         boxes = [built.box(2 * number + part) for part in range(2 if mode == JUDGED else 1)]
         try:
-            pids = _start(mode, built, boxes, descriptors, limits)
+            pids, entered = _start(mode, built, boxes, descriptors, limits)
             began = time.monotonic()
             watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
             deadline = Deadline(began, wall_s, longest(wall_s), cpu_s)
@@ -148,39 +151,52 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
                 remove_tree(box)
         if ended is None:
             return
+        if any(e.code == remote.BROKEN and not at[0] for e, at in zip(ended, entered, strict=True)):
+            raise OSError("a program could not enter its jail")
+        for at in entered:
+            at.close()
         first, second = [*ended, Ended(NONE, 0, 0.0)][:2]
         took = time.monotonic() - began
         fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s))
-        sock.sendall(DONE.pack(took, *fields))
+        sock.sendall(DONE.pack(MARK, took, *fields))
 
 
 def _start(
     mode: bytes, built: jail.Jail, boxes: list[str], descriptors: list[int], limits: jail.JailLimits
-) -> list[int]:
-    """Fork the processes of a job (a judge comes before its program); closes `descriptors`."""
+) -> tuple[list[int], list[mmap.mmap]]:
+    """Fork the processes of a job (a judge comes before its program); closes `descriptors`.
+
+    With them the bytes that tell whether each came as far as its program.
+    """
+    entered = [mmap.mmap(-1, 1) for _ in boxes]
     if mode == JUDGED:
         test, verdict, *descriptors = descriptors
         ours, theirs = socket.socketpair()
         cells = [
-            child.Cell(child.run_judge, test, [], [verdict, ours.fileno()]),
-            child.Cell(child.run_server, descriptors[0], descriptors[1:], [theirs.fileno()]),
+            child.Cell(child.run_judge, test, [], [verdict, ours.fileno()], entered[0]),
+            child.Cell(
+                child.run_server, descriptors[0], descriptors[1:], [theirs.fileno()], entered[1]
+            ),
         ]
         close = [test, verdict, ours.detach(), theirs.detach(), *descriptors]
     elif mode == CALL:
         payload, *streams, result = close = descriptors
-        cells = [child.Cell(child.run_call, payload, streams, [result])]
+        cells = [child.Cell(child.run_call, payload, streams, [result], *entered)]
     else:
         close = descriptors
-        cells = [child.Cell(child.script, descriptors[0], descriptors[1:], [])]
+        cells = [child.Cell(child.script, descriptors[0], descriptors[1:], [], *entered)]
     pids = []
     for cell, box in zip(cells, boxes, strict=True):
         pid = os.fork()
         if not pid:
+            for other in entered:
+                if other is not cell.entered:  # no program has its judge's
+                    other.close()
             child.main(cell, built, box, limits)
         pids.append(pid)
     for descriptor in close:
         os.close(descriptor)
-    return pids
+    return pids, entered
 
 
 def _watch(
@@ -258,24 +274,27 @@ def _put_off(deadline: Deadline, pids: list[int], proc: int | None) -> bool:
     """Put a deadline off by what the job waited for a processor; False where that is over, too.
 
     The system counts a wait when it is over, so a job that does not sleep is looked at again: what
-    it computes is the other limit's.
+    it computes is the other limit's. What the kernel holds up (D: for a disk, say) may have waited
+    for a processor there; it is looked at again once.
     """
     told = [] if proc is None else [_waits(proc, pid) for pid in pids]
     deadline.waited_s = sum(waited for waited, _ in told)
-    if any(awake for _, awake in told):
+    states = b"".join(each for _, each in told)
+    awake = b"R" in states or (b"D" in states and not deadline.held)
+    deadline.held |= b"D" in states
+    if awake:
         past = time.monotonic() - deadline.began - deadline.wall_s
         deadline.waited_s = max(deadline.waited_s, past + _LOOK_EVERY_S)
     return deadline.at - time.monotonic() > _LEAST_S
 
 
-def _waits(proc: int, pid: int) -> tuple[float, bool]:
-    """Seconds that a process has waited for a processor, and whether it is awake now.
+def _waits(proc: int, pid: int) -> tuple[float, bytes]:
+    """Seconds that a process has waited for a processor, and the states of its threads, as letters.
 
-    Awake is what waits for one, has one, or is held up in the kernel. The seconds are those of the
-    thread that waited most. Asked of /proc as the zygote's parent sees it, where `pid` has another
-    number in a namespace. 0 and asleep where the system does not tell.
+    The seconds are those of the thread that waited most. Asked of /proc as the zygote's parent sees
+    it, where `pid` has another number in a namespace. 0 and none where the system does not tell.
     """
-    seconds, awake = [0.0], False
+    seconds, states = [0.0], b""
     with contextlib.suppress(AttributeError, OSError, ValueError, IndexError):
         handle = os.pidfd_open(pid)
         try:
@@ -290,10 +309,9 @@ def _waits(proc: int, pid: int) -> tuple[float, bool]:
             os.close(folder)
         for each in threads:
             with contextlib.suppress(OSError):  # it has just ended
-                state = _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[0]
-                awake = awake or state in b"RD"
+                states += _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[0]
                 seconds.append(int(_read(proc, f"{tasks}/{each}/schedstat").split()[1]) / 1e9)
-    return max(seconds), awake
+    return max(seconds), states
 
 
 def _read(folder: int, path: str) -> bytes:

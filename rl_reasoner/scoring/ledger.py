@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from rl_reasoner.files import append_rows, json_lines, read_jsonl
+from rl_reasoner.files import append_rows, json_lines, no_link, read_jsonl
 
 FILE_BYTES = 64 << 20
 FILES = 32
@@ -39,12 +39,16 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, step: int, **sizes: int) -> "Ledger":
-        """The ledger in `folder`, to be continued after `step`: later rows and a torn line go."""
+        """The ledger in `folder`, to be continued after `step`: later rows and a torn line go.
+
+        Raises OSError for a file that is a link: what it leads to is not the run's.
+        """
         ledger = cls(folder, **sizes)
         for path in reversed(files_of(folder)):
-            kept = _kept_bytes(path, step)
-            if kept < path.stat().st_size:
-                os.truncate(path, kept)
+            with open(path, "r+b", opener=no_link) as file:
+                kept = _kept_bytes(path, step)
+                if kept < os.fstat(file.fileno()).st_size:
+                    file.truncate(kept)
             if kept:
                 break
             path.unlink()

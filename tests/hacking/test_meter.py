@@ -10,6 +10,7 @@ import pytest
 
 from rl_reasoner import Run, train
 from rl_reasoner.files import append_rows, keep_rows_until
+from rl_reasoner.hacking import judges
 from rl_reasoner.hacking.meter import FILE, HackingMeter
 from rl_reasoner.pipeline.train import Interrupted
 from rl_reasoner.recipe.recipe import Recipe
@@ -103,6 +104,21 @@ def test_honest_stages_raise_nothing(tmp_path: Path) -> None:
         meter.close(step)
         assert not meter.alarm
     assert sum(one["disagrees"] for one in rows(tmp_path / FILE)) == 0
+
+
+def test_an_alarm_says_that_nobody_can_tell_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hack that a judge cannot judge was none, however large its share grew."""
+    meter = meter_in(tmp_path)
+    for step in range(1, STEPS + 1):
+        if step == 5:
+            monkeypatch.setattr(judges, "judge_maths", lambda *_: ("cannot tell", "it loops: 1"))
+        meter.add(batch(step, 0))
+        meter.close(step)
+        assert bool(meter.alarm) == (step >= 8)
+    assert "can no more be told by" in meter.alarm and "most often: it loops" in meter.alarm
+    assert meter_in(tmp_path, STEPS).alarm == meter.alarm
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 8, 11])

@@ -16,6 +16,7 @@ from rl_reasoner.hacking.window import (
     best_paid,
     tail,
     tolerated_by,
+    unknown_alarm_of,
 )
 
 
@@ -60,6 +61,21 @@ def test_rewards_of_another_scale_are_held_against_the_best_of_their_window() ->
     assert [one.pay for one in best_paid([paid(30.0, 1), paid(290.0, 2)], scale, 4, 0)] == [290.0]
 
 
+def test_one_outlier_sets_no_scale() -> None:
+    scale = Scale()
+    for pay in (0.0, 3.0, 500.0):
+        scale.note(pay)
+    groups = [paid(3.0, group) for group in range(20)] + [paid(500.0, 20)]
+    assert len(best_paid(groups, scale, 40, 0)) == 21
+
+
+def test_what_is_paid_in_parts_fills_a_window_up() -> None:
+    groups = [paid(1.0, 0), paid(0.7, 1), paid(0.6, 2), paid(0.4, 3), paid(0.7, 4)]
+    chosen = best_paid(groups, Scale(), 3, 0, lambda one: one.group < 4)
+    assert [one.group for one in chosen] == [0, 1, 2], "half at least, and of those that say so"
+    assert [one.group for one in best_paid(groups, Scale(), 1, 0, lambda one: True)] == [0]
+
+
 @given(st.permutations(range(12)), st.integers(0, 3))
 def test_the_choice_hangs_on_the_seed_alone(order: list[int], seed: int) -> None:
     groups = [paid(1.0, group) for group in range(12)]
@@ -95,6 +111,14 @@ def test_an_alarm_rings_when_disagreement_grows_and_ends_with_it() -> None:
     found = alarm_of(loud)
     assert found is not None and found.counts == VerdictCounts(32, 28) and found.tolerated == 0.2
     assert alarm_of([*loud, VerdictCounts(32, 2)]) is None
+
+
+def test_an_alarm_rings_when_ever_more_cannot_be_told() -> None:
+    quiet = [VerdictCounts(32, 2), VerdictCounts(32, 8)]
+    assert all(unknown_alarm_of(quiet[:n]) is None for n in range(3))
+    assert unknown_alarm_of([*quiet, VerdictCounts(32, 31)]) is not None
+    for known in (0, 1, 2):  # from the start: nobody can judge such a stage
+        assert unknown_alarm_of([VerdictCounts(32, 32 - known)] * 3) is None
 
 
 def test_small_windows_are_put_together() -> None:

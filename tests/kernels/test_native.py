@@ -1,6 +1,8 @@
 """The compiled library's file: damaged, not to be made, or without a folder."""
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,71 @@ def test_a_failed_compiler_or_half_a_library_is_mended_by_the_next_process(tmp_p
     [library] = (tmp_path / "cache" / "machine").glob("native-*.so")
     library.write_bytes(library.read_bytes()[:20_000])  # which would end the process
     assert _asked(RL_REASONER_CACHE=cache) == "True"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the library in it, and a compiler that has made it before."""
+    if not _compiles():
+        pytest.skip("no compiler here")
+    cache = tmp_path_factory.mktemp("cache")
+    compiler, kept = cache / "c++", cache / "kept"
+    compiler.write_text(
+        f'#!/bin/sh\nfor out; do :; done\n[ -f {kept} ] || {{ c++ "$@" && mv "$out" {kept}; }}\n'
+        f'cp {kept} "$out"\n'
+    )
+    compiler.chmod(0o755)
+    assert _asked(RL_REASONER_CACHE=str(cache), CXX=str(compiler)) == "True"
+    return cache
+
+
+def _other(file: Path) -> bytes:
+    """Make `file` a library with its digest, and without functions; its bytes."""
+    source = file.with_name("other.cpp")
+    source.write_text("int nothing() { return 0; }")
+    subprocess.run(["c++", "-shared", "-fPIC", str(source), "-o", str(file)], check=True)
+    whole = file.read_bytes()
+    file.write_bytes(whole + hashlib.sha256(whole).digest())
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["owner", "mode", "folder", "link"])
+def test_a_library_that_others_could_have_written_is_made_again(
+    how: str, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "machine", tmp_path / "machine")
+    [library] = (tmp_path / "machine").glob("native-*.so")
+    if how == "link":
+        library = library.rename(tmp_path / library.name)
+        (tmp_path / "machine" / library.name).symlink_to(library)
+    planted = _other(library)
+    if how == "owner":
+        if os.geteuid():
+            pytest.skip("only root gives files away")
+        os.chown(library, 65534, 65534)
+    library.chmod(0o666 if how == "mode" else 0o644)
+    library.parent.chmod(0o777 if how == "folder" else 0o755)
+    assert _asked(RL_REASONER_CACHE=str(tmp_path), CXX=str(made / "c++")) == "True"
+    again = tmp_path / "machine" / library.name
+    assert again.read_bytes() != planted and not again.is_symlink()
+    assert not (again.stat().st_mode | again.parent.stat().st_mode) & 0o022
+
+
+def test_in_a_folder_of_somebody_elses_no_library_is_used(made: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives folders away")
+    shutil.copytree(made / "machine", tmp_path / "machine")
+    os.chown(tmp_path / "machine", 65534, 65534)
+    assert _asked(RL_REASONER_CACHE=str(tmp_path), CXX=str(made / "c++")) == "False"
+
+
+def test_a_library_that_lacks_a_function_is_not_used(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "machine", tmp_path / "machine")
+    [library] = (tmp_path / "machine").glob("native-*.so")
+    library.unlink()
+    _other(library)
+    library.chmod(0o644)
+    assert _asked(RL_REASONER_CACHE=str(tmp_path), CXX=str(made / "c++")) == "False"
 
 
 def test_a_user_without_a_home_folder_has_choices() -> None:

@@ -64,6 +64,24 @@ def test_what_is_quick_without_namespaces() -> None:
     assert judged("landlock", QUICK, [sys.executable])["wrong"] == {}
 
 
+def test_no_program_takes_the_last_processes_of_its_user() -> None:
+    """Where limits count all that the user runs; its threads are only looked at now and then."""
+    code = """
+import resource
+from rl_reasoner import sandbox
+resource.setrlimit(resource.RLIMIT_NPROC, (400, 400))
+program = "import resource\\nprint(resource.getrlimit(resource.RLIMIT_NPROC))"
+print(sandbox.strength().level, sandbox.run(program, [{"stdout": ""}]).stdout)
+"""
+    environment = {"PATH": os.environ["PATH"], levels.LIMIT_VARIABLE: "landlock"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [*as_ordinary_user(), "-c", code]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    if not told.stdout.startswith("landlock"):
+        pytest.skip(told.stdout)
+    assert told.stdout.split("\n")[0] == "landlock (336, 336)"
+
+
 @pytest.mark.parametrize("level", ["namespaces", "landlock"])
 def test_what_shows_of_the_host_is_what_the_level_says(
     level: str, monkeypatch: pytest.MonkeyPatch

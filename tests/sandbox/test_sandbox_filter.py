@@ -111,6 +111,16 @@ def test_arguments_that_reach_others_are_refused(kernel: Kernel) -> None:
         assert kernel("ioctl", 1, request) == verdict
     for option, verdict in ((15, ALLOW), (16, ALLOW), (1, EPERM), (4, EPERM), (22, EPERM)):
         assert kernel("prctl", option) == verdict
+    for name in ("getpgid", "getsid", "sched_getaffinity"):
+        assert [kernel(name, p) for p in (0, PID, 1, PID + 1)] == [ALLOW, ALLOW, EPERM, EPERM]
+    assert [kernel("getpriority", 0, p) for p in (0, PID, 1)] == [ALLOW, ALLOW, EPERM]
+    assert [kernel("get_robust_list", p) for p in (0, 1)] == [ALLOW, EPERM]
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"):
+        assert [kernel(name, c) for c in (0, 2, 11, (~1 << 3) | 2)] == [ALLOW, ALLOW, ALLOW, EPERM]
+    for command, verdict in ((0, ALLOW), (8, ALLOW), (16, ALLOW), (1, EPERM), (2, EPERM)):
+        assert kernel("membarrier", command) == verdict
+    for name in ("fsync", "fdatasync", "msync", "fadvise64"):
+        assert kernel(name, 3) == 0x00050000  # done already: nothing reaches a disk
 
 
 @pytest.mark.parametrize("machine", AUDIT)

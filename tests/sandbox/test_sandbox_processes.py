@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from rl_reasoner import sandbox
-from rl_reasoner.sandbox import host, levels
+from rl_reasoner.sandbox import host, levels, zygote
 from support.places import DATA as SHARED
 
 LEVELS = ["namespaces", "landlock"]
@@ -166,6 +167,51 @@ def test_a_zygote_that_dies_is_replaced(level: str) -> None:
     assert sandbox.run("print(1)", one).passed
 
 
+def test_a_zygote_that_cannot_start_a_job_is_replaced(level: str) -> None:
+    """What it says of itself is no result: it was unpacked as one, a timeout after 0.00 s."""
+    host.pool.close()
+    short = host.pool.take(level, science=False)
+    for pid in below(short._process.pid):
+        room = (
+            len(list(Path(f"/proc/{pid}/fd").iterdir())) + 6
+        )  # those of a job, no pair of sockets
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (room, room))
+    host.pool.give_back(short)
+    assert sandbox.run("def f(x): return x", ["y = f(3)\nassert y == 3"]).verdicts == ["passed"]
+    assert short not in host.pool._all
+
+
+@pytest.mark.parametrize("test", [{"call": "f", "args": [3], "expected": 3}, "y = f(3)\nassert y"])
+def test_a_program_that_cannot_enter_its_jail_runs_in_another(level: str, test: Any) -> None:
+    host.pool.close()
+    short = host.pool.take(level, science=False)
+    for pid in below(short._process.pid):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))  # as on a full disk
+    host.pool.give_back(short)
+    assert sandbox.run("def f(x): return x", [test]).verdicts == ["passed"]
+    assert short not in host.pool._all
+
+
+def test_a_program_that_ends_as_if_it_had_not_started_is_wrong(level: str) -> None:
+    assert sandbox.run("import os\nos._exit(88)", ["y = f(3)\nassert y"]).verdicts == ["crash"]
+    assert sandbox.run("import os\nos._exit(88)", [{"stdout": ""}]).verdicts == ["error"]
+
+
+def test_a_machine_that_starts_no_job_is_no_verdict(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "OSError: [Errno 28] No space left on device: '/tmp/rl-sandbox-'"
+    boot = "import socket, sys\ns = socket.socket(fileno=int(sys.argv[3]))\ns.sendall(b'ready')\n"
+    boot += f"s.recv(99)\ns.sendall({said.encode()!r})"
+    monkeypatch.setattr(host, "pool", host.Pool())
+    monkeypatch.setattr(host, "_BOOT", boot)
+    with pytest.raises(sandbox.SandboxUnavailable, match="No space left on device"):
+        sandbox.run("print(1)", [{"stdout": "1"}])
+    monkeypatch.setattr(host, "_file", lambda *_: os.open("/nowhere", os.O_RDONLY))  # as if EMFILE
+    with pytest.raises(sandbox.SandboxUnavailable, match="/nowhere"):
+        sandbox.run("print(1)", [{"stdout": "1"}])
+
+
 def test_a_zygote_that_cannot_be_started_is_told(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +284,30 @@ def test_a_sleeper_that_computes_a_little_is_ended_like_any_other() -> None:
     result = sandbox.run(program, [{"stdout": ""}], timeout_s=limit)
     assert result.verdicts == ["timeout"]
     assert result.seconds < 8 * limit  # by far: what a second, longer run would take is 15 times
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "import ctypes, platform\ncall = {'x86_64': 324, 'aarch64': 283}[platform.machine()]\n"
+        "step = lambda: ctypes.CDLL(None).syscall(call, 1, 0, 0)",
+        "import os\nf = os.open('x', os.O_RDWR | os.O_CREAT)\n"
+        "step = lambda: (os.pwrite(f, b'x', 0), os.fsync(f))",
+        "import os, ssl\nf = os.open(ssl.__file__, os.O_RDONLY)\n"
+        "step = lambda: (os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED), os.pread(f, 9, 0))",
+    ],
+    ids=["membarrier", "fsync", "fadvise"],
+)
+def test_a_program_that_the_kernel_holds_up_is_ended_like_any_other(held: str, level: str) -> None:
+    result = sandbox.run(f"{held}\nwhile True: step()", [{"stdout": ""}], timeout_s=0.5)
+    assert result.verdicts == ["timeout"]
+    assert result.seconds < 4  # 8 s is the most that a deadline is put off to
+
+
+def test_what_waits_for_a_disk_waits_for_a_processor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zygote, "_waits", lambda proc, pid: (0.0, b"DS"))
+    deadline = zygote.Deadline(time.monotonic() - 1, 1.0, 11.0, 1.0)
+    assert [zygote._put_off(deadline, [1], 0) for _ in range(3)] == [True, False, False]
 
 
 def test_a_busy_machine_fails_no_good_program_that_works_in_a_thread() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +54,18 @@ def test_it_is_bounded_and_the_newest_rows_stay(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in files_of(tmp_path)) < 3 * 300
     found = [row["step"] for row in entries(tmp_path)]
     assert found == list(range(found[0], 200))
+
+
+def test_nothing_is_written_where_a_link_leads(tmp_path: Path) -> None:
+    other, folder = tmp_path / "other.txt", tmp_path / "stage"
+    other.write_text("not the run's\n")
+    folder.mkdir()
+    (folder / "ledger.jsonl").symlink_to(other)
+    with pytest.raises(OSError, match=r"ledger\.jsonl"):
+        Ledger.open(folder, 3)
+    with pytest.raises(OSError, match=r"ledger\.jsonl"):
+        Ledger(folder).append(rows_of([1]))
+    assert other.read_text() == "not the run's\n"
 
 
 def test_a_line_that_rotted_hides_no_other(tmp_path: Path) -> None:

@@ -244,6 +244,17 @@ far = V(id(buffer), 8)
 for pid in (os.getppid(), T["bystander"]):
     attempt(lambda: kernel(310, 270, pid, ctypes.byref(mine), 1, ctypes.byref(far), 1, 0))
 """,
+    "ask_of_others": """
+for pid in (os.getppid(), T["bystander"], T["host"]):
+    attempt(os.getpgid, pid)
+    attempt(os.getsid, pid)
+    attempt(os.sched_getaffinity, pid)
+    attempt(os.getpriority, os.PRIO_PROCESS, pid)
+    attempt(time.clock_gettime, (~pid << 3) | 2)
+    attempt(time.clock_getres, (~pid << 3) | 2)
+    if kernel(274, 100, pid, ctypes.byref(ctypes.c_void_p()), ctypes.byref(ctypes.c_size_t())) == 0:
+        got(pid)
+""",
     "steal_descriptor": """
 fd = attempt(lambda: os.pidfd_open(os.getppid()))
 attempt(lambda: kernel(438, 438, fd or 0, 3, 0))
@@ -333,5 +344,4 @@ SEEN = {
         "processes",
         "attempt(lambda: os.stat(f'/proc/{T[\"bystander\"]}').st_uid + 1)",
     ),
-    "process_group": ("processes", "attempt(lambda: os.getpgid(T['bystander']))"),
 }
