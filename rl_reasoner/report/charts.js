@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 176;
+const PAPER = 340; // half a page
 
 function el(tag, cls, ...kids) {
   const node = document.createElement(tag);
@@ -175,7 +176,9 @@ const KINDS = {
       pen.fillRect(i, n, 1, 1);
     }
     const { box } = made;
-    Object.assign(canvas.style, { left: `${box.left}px`, top: `${box.top}px`, width: `${box.right - box.left}px`, height: `${box.bottom - box.top}px` });
+    const of = (part, whole) => `${(100 * part) / whole}%`; // of a plot that paper may shrink
+    Object.assign(canvas.style, { left: of(box.left, width), top: of(box.top, HEIGHT),
+      width: of(box.right - box.left, width), height: of(box.bottom - box.top, HEIGHT) });
     return {
       ...made, canvas, points: xs,
       read(x, y) {
@@ -251,8 +254,7 @@ class Chart {
     this.plot.addEventListener("click", () => this.open());
   }
 
-  draw() {
-    const width = Math.max(240, Math.floor(this.plot.clientWidth));
+  draw(width = Math.max(240, Math.floor(this.plot.clientWidth))) {
     this.width = width;
     this.made = KINDS[this.spec.kind](this.spec, width);
     this.cross = draw("g", { class: "cross" });
@@ -318,7 +320,10 @@ class Chart {
 function startCharts(specs) {
   const charts = new Map();
   addEventListener("beforeprint", () => {
-    for (const chart of charts.values()) if (!chart.made) chart.draw();
+    for (const chart of charts.values()) chart.draw(PAPER);
+  });
+  addEventListener("afterprint", () => {
+    for (const chart of charts.values()) chart.draw();
   });
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {

@@ -289,6 +289,17 @@ def test_evaluations_are_browsed_before_beside_after(visit: Any, run: Path, tmp_
     playwright.expect(opened.page.locator(".detail .label")).to_contain_text("before · 1 of 2")
 
 
+def test_on_paper_every_chart_is_drawn_and_no_column_is_cut_off(visit: Any, run: Path) -> None:
+    page = visit(run, viewport={"width": 720, "height": 1000}).page
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    charts, drawn = (page.locator(f"figure[data-chart]{inside}").count() for inside in ("", " svg"))
+    assert charts == drawn > 3
+    cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert page.evaluate(f"{cut}.length") == 0
+    assert not page.locator(".browser").is_visible()
+
+
 def test_two_results_are_held_against_each_other(visit: Any, tmp_path: Path) -> None:
     from rl_reasoner.evaluation.metrics import compute_figures
     from rl_reasoner.evaluation.result import EvalResult
