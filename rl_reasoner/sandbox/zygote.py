@@ -44,6 +44,7 @@ _LOOK_EVERY_S = 0.05
 _LOOK_AT_BOXES_EVERY_S = 0.02
 _LEAST_S = 0.005
 _MAX_DEPTH = 64
+_EXITING = 4  # in the flags of a thread
 _GRACE_S = 0.1
 
 
@@ -65,7 +66,8 @@ class Deadline:
     longest_s: float  # with it
     cpu_s: float
     waited_s: float = 0.0
-    held: bool = False  # whether the job was seen held up in the kernel
+    held: bool = False  # whether the job was seen held up in the kernel, by its program
+    entered: tuple[mmap.mmap, ...] = ()  # whether its processes have come as far as their programs
 
     @property
     def at(self) -> float:
@@ -144,7 +146,7 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
             pids, entered = _start(mode, built, boxes, descriptors, limits)
             began = time.monotonic()
             watched = list(zip(pids, boxes, strict=True)) if built.scratch else []
-            deadline = Deadline(began, wall_s, longest(wall_s), cpu_s)
+            deadline = Deadline(began, wall_s, longest(wall_s), cpu_s, entered=tuple(entered))
             ended = _watch(pids, deadline, sock, watched, built.proc)
         finally:
             for box in boxes if built.scratch else []:
@@ -275,13 +277,13 @@ def _put_off(deadline: Deadline, pids: list[int], proc: int | None) -> bool:
 
     The system counts a wait when it is over, so a job that does not sleep is looked at again: what
     it computes is the other limit's. What the kernel holds up (D: for a disk, say) may have waited
-    for a processor there; it is looked at again once.
+    for a processor there; but a program that is held up is looked at again once.
     """
     told = [] if proc is None else [_waits(proc, pid) for pid in pids]
     deadline.waited_s = sum(waited for waited, _ in told)
     states = b"".join(each for _, each in told)
     awake = b"R" in states or (b"D" in states and not deadline.held)
-    deadline.held |= b"D" in states
+    deadline.held |= b"D" in states and all(at[0] for at in deadline.entered)
     if awake:
         past = time.monotonic() - deadline.began - deadline.wall_s
         deadline.waited_s = max(deadline.waited_s, past + _LOOK_EVERY_S)
@@ -309,7 +311,13 @@ def _waits(proc: int, pid: int) -> tuple[float, bytes]:
             os.close(folder)
         for each in threads:
             with contextlib.suppress(OSError):  # it has just ended
-                states += _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[0]
+                state, *_, flags = (
+                    _read(proc, f"{tasks}/{each}/stat").rpartition(b")")[2].split()[:7]
+                )
+                leaves = (
+                    state == b"D" and int(flags) & _EXITING
+                )  # its mounts: of no program's doing
+                states += b"R" if leaves else state
                 seconds.append(int(_read(proc, f"{tasks}/{each}/schedstat").split()[1]) / 1e9)
     return max(seconds), states
 
