@@ -2,7 +2,7 @@
 
 A run folder, a saved evaluation and a recipe may be anybody's. They name code (rewards, tools,
 environments, functions of judges) and addresses. Inside `untyped` no such code is imported and no
-such address is asked: who loads something asks `check_code` or `check_address` first. What stands
+such address is asked: who loads something asks `check_typed` or `check_address` first. What stands
 on the command line is the user's own. Code runs where he says `--run-its-code`, an address is asked
 where he has it in `$RL_REASONER_HOSTS`: "judge.example=JUDGE_TOKEN,localhost:8000", a host with the
 variable of the token that may go there. What is decided lies in the environment of the process, so
@@ -78,7 +78,7 @@ def asks() -> bool:
     return (door := _door()) is None or bool(door["asks"])
 
 
-def check_code(name: str, kind: str = "reward") -> None:
+def check_typed(name: str, kind: str = "reward") -> None:
     """Raise `UserError` where the code that is called `name` was named by a file, not typed."""
     door = _door()
     if door is None or door["code"] or name in door["typed"]:

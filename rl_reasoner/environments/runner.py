@@ -30,7 +30,7 @@ from rl_reasoner.environments.environment import (
 )
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.scoring.option_types import option_parameters, wrong_options
-from rl_reasoner.trust import check_code
+from rl_reasoner.trust import check_typed
 from rl_reasoner.types import Row
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
@@ -79,7 +79,7 @@ class EnvironmentRunner:
         self.name = given if isinstance(given, str) else self.factory.__name__
         for option in getattr(self.factory, "code_options", ()):
             if isinstance(code := self.options.get(option), str):
-                check_code(code, "environment")
+                check_typed(code, "environment")
         _check_options(self.name, self.factory, self.options)
         self._numbers = itertools.count()
         self._places: list[_Place]

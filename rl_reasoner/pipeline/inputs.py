@@ -36,7 +36,7 @@ from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.scoring.trial_call import column_not_given, try_reward
 from rl_reasoner.tools import load_tools
-from rl_reasoner.trust import check_address, check_code
+from rl_reasoner.trust import check_address, check_typed
 from rl_reasoner.types import Row
 
 _log = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ def _check_trainer_value(stage: str, name: str, value: Any) -> None:
     A text may name a file, a module or an address; numbers name nothing.
     """
     if not isinstance(value, int | float | None) or name.startswith(("push_", "hub_")):
-        check_code(f"{value}", f"stage {stage}: trainer.{name}")
+        check_typed(f"{value}", f"stage {stage}: trainer.{name}")
 
 
 def _check_vllm(vllm: Vllm) -> None:

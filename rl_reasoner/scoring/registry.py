@@ -20,7 +20,7 @@ from rl_reasoner.scoring.option_types import option_parameters, read_option, wro
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
 from rl_reasoner.scoring.trl_form import form_mistake
-from rl_reasoner.trust import check_code
+from rl_reasoner.trust import check_typed
 
 ENTRY_POINTS = "rl_reasoner.rewards"
 """The group of entry points by which packages make their rewards known."""
@@ -96,7 +96,7 @@ def _named(reference: str) -> Any:
         return function_of(shipped, reference, "")
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if reference in points:
-        check_code(reference)
+        check_typed(reference)
     else:
         if reference.endswith(".py"):
             raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
@@ -206,7 +206,7 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
     called `reference`. What a file names is not imported unasked (`trust`).
     """
     if name != f"rl_reasoner.rewards.{reference}":  # shipped
-        check_code(reference, kind)
+        check_typed(reference, kind)
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)

@@ -272,15 +272,8 @@ def test_an_evaluated_set_that_is_trained_on_and_a_folder_that_is_there_are_told
     cli: Cli, tmp_path: Path
 ) -> None:
     stock(tmp_path)
-    ended = cli(
-        "check",
-        "tiny.yaml",
-        "--run-its-code",
-        "--grpo.data",
-        "{path: modular_test}",
-        "--run.folder",
-        ".",
-    )
+    flags = ["--grpo.data", "{path: modular_test}", "--run.folder", "."]
+    ended = cli("check", "tiny.yaml", "--run-its-code", *flags)
     shown = " ".join(ended.out.split())
     assert ended.code == 0 and "look first at: overlap, folder" in shown
     assert "1,000 of the 1,000 problems of modular_test are in the training data" in shown
