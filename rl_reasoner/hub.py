@@ -15,6 +15,8 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from rl_reasoner import trust
+
 _TIMEOUT_S = 10
 _QUIET_S = 300.0
 """Seconds after a refusal in which the hub is not asked."""
@@ -41,7 +43,9 @@ def access(kind: Literal["model", "dataset"], name: str) -> Iterator[None]:
     it.
     """
     recent = [why for when, why in _refusals if time.monotonic() - when < _QUIET_S]
-    refusal = recent[-1] if recent else _ask(kind, name)
+    refusal: str | None = "the hub is not asked in an audit"
+    if trust.asks():
+        refusal = recent[-1] if recent else _ask(kind, name)
     if refusal is None:
         yield
         return

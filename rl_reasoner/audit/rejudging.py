@@ -24,6 +24,7 @@ from rl_reasoner.audit.findings import (
     listed,
     unchecked,
 )
+from rl_reasoner.audit.known import Known
 from rl_reasoner.audit.records import (
     NOT_OF_RUN,
     is_asked,
@@ -46,7 +47,6 @@ from rl_reasoner.pipeline.inputs import read_stage_rows, trl_columns
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.placement import Placement
-from rl_reasoner.pipeline.prepare import Prepared
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.recipe.data import StageData, TaskData, data_sources
@@ -63,6 +63,7 @@ from rl_reasoner.scoring.reward import GROUPS, Reward, name_of
 from rl_reasoner.scoring.runner import SEEDS
 from rl_reasoner.scoring.trl_form import OF_TRAINER
 from rl_reasoner.training.reward_pass import seeds_of_rows
+from rl_reasoner.trust import runs_code
 from rl_reasoner.types import Row
 
 _FROM_ROWS = {
@@ -71,6 +72,7 @@ _FROM_ROWS = {
 }  # fmt: skip
 """Figures that rows give, or not: what else stands beside them is a setting, or told by a mark."""
 _TOKENS = ("completion_ids", *OF_TRAINER)
+_OPINION = "is the opinion of a model or a server, which is not asked again"
 _CLOSE = 1e-6
 
 
@@ -122,16 +124,19 @@ def rejudge_stage(
     folder: Path,
     recipe: Recipe,
     stage: GrpoStage,
-    prepared: Prepared,
+    known: Known,
     placement: Placement,
 ) -> Iterator[AuditFinding]:
     """Every completion that `stage` was trained on, by every reward of the recipe."""
     if not (folder / "rollouts.jsonl").is_file():
         return
-    rows = stage_rows(run, recipe, stage, prepared)
-    again = {name: _Again() for name in prepared.rewards}
-    rewards = dict(prepared.rewards)
-    for name, fn in prepared.rewards.items():
+    for name, error in known.refused.items():
+        why = f"{name} {_OPINION}" if _is_opinion(name) else "; ".join(error.messages)
+        yield unchecked("completions", f"stage {stage.name}: {why}")
+    rows = stage_rows(run, recipe, stage, known)
+    again = {name: _Again() for name in known.rewards}
+    rewards = dict(known.rewards)
+    for name, fn in known.rewards.items():
         why = _unrepeatable(name, fn)
         if why:
             del rewards[name], again[name]
@@ -190,11 +195,11 @@ def _may_be_others(source: Any, moved: frozenset[str]) -> bool:
     return isinstance(source, TaskData) or getattr(source, "path", "") in moved
 
 
-def stage_rows(run: Path, recipe: Recipe, stage: GrpoStage, prepared: Prepared) -> list[Row]:
+def stage_rows(run: Path, recipe: Recipe, stage: GrpoStage, known: Known) -> list[Row]:
     """The rows that `stage` was trained on; raises `UserError` where they are not here."""
     if not any(isinstance(source, StageData) for source in data_sources(recipe.data_of(stage))):
-        return prepared.rows[stage.name]
-    return read_stage_rows(recipe, stage, data_in(run, recipe, stage), prepared.rewards)
+        return known.rows_of(stage.name)
+    return read_stage_rows(recipe, stage, data_in(run, recipe, stage), known.named)
 
 
 def _row_of(rollout: Row, rows: Sequence[Row]) -> Row | None:
@@ -219,8 +224,8 @@ def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, An
 
 def _unrepeatable(name: str, fn: Callable[..., Any]) -> str:
     """Why a reward cannot be asked again, in words; empty where it can."""
-    if name in OPINIONS or is_url(name):
-        return "is the opinion of a model or a server, which is not asked again"
+    if _is_opinion(name):
+        return _OPINION
     taken: Iterable[str] = ()
     if isinstance(fn, Reward):
         taken = (*fn.columns, *fn.missing)
@@ -228,6 +233,10 @@ def _unrepeatable(name: str, fn: Callable[..., Any]) -> str:
         with suppress(TypeError, ValueError):
             taken = inspect.signature(fn).parameters
     return "reads what only a trainer has" if any(n in _TOKENS for n in taken) else ""
+
+
+def _is_opinion(name: str) -> bool:
+    return name in OPINIONS or is_url(name)
 
 
 def check_results(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
@@ -279,7 +288,7 @@ def _result(file: Path, name: str, here: bool) -> Iterator[AuditFinding]:
         yield unchecked("results", f"{name}: its judge {why}")
         return
     judged = _Again()
-    again = replay(saved)
+    again = replay(saved, run_its_code=runs_code())
     for label, rows in saved.rows.items():
         for i, (row, now) in enumerate(zip(rows, again.rows[label], strict=True), 1):
             both = zip(_verdicts(row), _verdicts(now), strict=True)
@@ -319,12 +328,12 @@ def same_values(one: Any, other: Any) -> bool:
 # ------------------------------------------------------------------ what readers are shown
 
 
-def check_overlaps(run: Path, recipe: Recipe, prepared: Prepared) -> Iterator[AuditFinding]:
+def check_overlaps(run: Path, recipe: Recipe, known: Known) -> Iterator[AuditFinding]:
     """What training rows and evaluated sets have in common, counted again."""
     file = run / "contamination.json"
     if not file.is_file():
         return
-    rows = [row for rows in prepared.rows.values() for row in rows]
+    rows = [row for stage in recipe.stages for row in known.rows_of(stage.name)]
     names = evaluated_sets(recipe)
     moved = moved_sets(run)
     if tested := moved & {*names}:

@@ -42,6 +42,9 @@ from rl_reasoner.report.terminal import LiveView
 from rl_reasoner.training.checkpointing.checkpoints import broken_seal, steps_in
 from rl_reasoner.training.checkpointing.signals import Stop
 
+_HERE = {"report_to": "none", "rewards_on": "here"}
+"""Settings of the run in a replay: nobody is told of it, and no cluster asked."""
+
 
 @dataclass
 class ReplaySession(Session):
@@ -146,7 +149,7 @@ def scratch_of(
 
 def _recipe_in(folder: Path, recipe: Recipe) -> Recipe:
     """The recipe for a replay: in another folder, no dashboard, nothing evaluated or metered."""
-    quiet = recipe.run.model_copy(update={"folder": str(folder), "report_to": "none"})
+    quiet = recipe.run.model_copy(update={"folder": str(folder), **_HERE})
     evals = recipe.evals.model_copy(update={"validation": None})
     off = HackingMeterSettings(every=0)  # its judges may cost, and a replay reads none of them
     return recipe.model_copy(update={"run": quiet, "evals": evals, "hacking_meter": off})
@@ -224,7 +227,7 @@ def replay_all(run: Path, recipe: Recipe, *, quiet: bool) -> Iterator[AuditFindi
         return
     with tempfile.TemporaryDirectory(prefix="rl-reasoner-audit-") as place:
         folder = Path(place) / "run"
-        settings = recipe.run.model_copy(update={"folder": str(folder), "report_to": "none"})
+        settings = recipe.run.model_copy(update={"folder": str(folder), **_HERE})
         again = recipe.model_copy(update={"run": settings})
         folder.mkdir()
         write_text(folder / "recipe.yaml", again.to_yaml())

@@ -49,6 +49,15 @@ Json = FlagCreatePairsOff[
 Quiet = FlagCreatePairsOff[
     Annotated[bool, arg(help="print nothing on standard error but errors", help_behavior_hint="")]
 ]
+RunsItsCode = FlagCreatePairsOff[
+    Annotated[
+        bool,
+        arg(
+            help="run code that the run, recipe or result names: if you trust who made it",
+            help_behavior_hint="",
+        ),
+    ]
+]
 
 
 def prompt_settings(

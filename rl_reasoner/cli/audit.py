@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Flag, Json, Quiet, StageName
+from rl_reasoner.cli.arguments import Count, Flag, Json, Quiet, RunsItsCode, StageName
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import check_run
@@ -33,6 +33,7 @@ class AuditVerb:
     """make the whole run again"""
     no_replay: Flag = False
     """make no step again: check files, scores and figures alone"""
+    run_its_code: RunsItsCode = False
     quiet: Quiet = False
     json: Json = False
 
@@ -54,6 +55,7 @@ class AuditVerb:
             whole=self.whole,
             replays=not self.no_replay,
             quiet=self.quiet,
+            run_its_code=self.run_its_code,
             note=lambda text: err.print(text, style="dim"),
         )
         table = new_table("", "part", "")

@@ -24,6 +24,7 @@ from rl_reasoner.cli.arguments import (
     Json,
     Number,
     Quiet,
+    RunsItsCode,
     Whole,
     check_numbers,
     note_template,
@@ -132,6 +133,7 @@ class ChatVerb:
     """system prompt of chats (default: the run's own)"""
     seed: Whole = 0
     """what is drawn follows from it"""
+    run_its_code: RunsItsCode = False
     quiet: Quiet = False
     json: Json = False
 

@@ -10,7 +10,7 @@ import tyro
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Json, Options, Quiet, cell, reward_options_of
+from rl_reasoner.cli.arguments import Json, Options, Quiet, RunsItsCode, cell, reward_options_of
 from rl_reasoner.cli.progress import told_if_long
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError, did_you_mean
@@ -57,9 +57,15 @@ class CheckVerb:
     """the reward's options: votes=3,rubric=rubric.yaml or a JSON object"""
     labelled: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """for judge: rows with problem, completion and label (0 to 1) to hold its verdicts against"""
+    run_its_code: RunsItsCode = False
     quiet: Quiet = False
     json: Json = False
     flags: tyro.conf.Suppress[list[str]] = field(default_factory=list)
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the recipe is a script: whoever names it has it run, with all that it names."""
+        return names_recipe(self.target) and not self.target.endswith((".yaml", ".yml"))
 
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""

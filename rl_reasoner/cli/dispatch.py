@@ -47,6 +47,7 @@ from rl_reasoner.errors import OldName, RunStopped, UserError, unknown
 from rl_reasoner.files import NO_ROOM
 from rl_reasoner.paths import resume_command
 from rl_reasoner.report.console import err, out, results_apart, wrapped
+from rl_reasoner.trust import FLAG, untyped
 from rl_reasoner.version import __version__, out_of_range
 
 Verb = (
@@ -169,7 +170,8 @@ def _run(argv: Sequence[str]) -> None:
         out.print(Text(f"rl-reasoner {__version__}"))
         return
     if list(argv[:2]) == ["completion", "words"]:  # a shell asks, at every key
-        print_candidates(_verbs(), argv[2:])
+        with untyped():
+            print_candidates(_verbs(), argv[2:])
         return
     verb = parse_verb(argv)
     for name, value in vars(verb).items():
@@ -179,11 +181,18 @@ def _run(argv: Sequence[str]) -> None:
     warnings.showwarning = _print_old_name
     try:
         apart = results_apart() if getattr(verb, "json", False) else contextlib.nullcontext()
-        with apart, _ends_in_order(verb):
+        with apart, _ends_in_order(verb), _trusts(verb, argv):
             verb.run()
     finally:
         err.quiet = False
         warnings.showwarning = _showwarning
+
+
+def _trusts(verb: Any, argv: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """What the verb may load: what was typed, and what is named by a program that is to be run."""
+    if isinstance(verb, TrainVerb) or getattr(verb, "is_program", False):
+        return contextlib.nullcontext()
+    return untyped(argv, code=getattr(verb, "run_its_code", False))
 
 
 @contextlib.contextmanager
@@ -305,7 +314,7 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     while rest:
         token = rest.pop(0)
         name = token.partition("=")[0].replace("_", "-")  # tyro takes both
-        own = name in (*values, "--quiet", "--json", "--help", "-h")
+        own = name in (*values, "--quiet", "--json", FLAG, "--help", "-h")
         kept = known if own or not token.startswith("--") else flags
         kept.append(token)
         takes_value = ("=" not in token and name in values) or (kept is flags and "=" not in token)

@@ -21,6 +21,7 @@ from rl_reasoner.cli.arguments import (
     Names,
     Options,
     Quiet,
+    RunsItsCode,
     Text,
     ToolNames,
     Whole,
@@ -97,6 +98,7 @@ class EvalVerb:
     """judge the completions of this saved result again; needs no policy"""
     out: File = None
     """save the result here (JSON), and its page (HTML) next to it"""
+    run_its_code: RunsItsCode = False
     quiet: Quiet = False
     json: Json = False
 
@@ -130,7 +132,16 @@ class EvalVerb:
         from rl_reasoner.evaluation.evaluate import replay
         from rl_reasoner.evaluation.result import EvalResult
 
-        usable = ("replay", "reward", "reward_options", "data_dir", "out", "quiet", "json")
+        usable = (
+            "replay",
+            "reward",
+            "reward_options",
+            "data_dir",
+            "out",
+            "quiet",
+            "json",
+            "run_its_code",
+        )
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if unusable := [name for name in given if name not in usable]:
             flags = [
@@ -138,7 +149,8 @@ class EvalVerb:
             ]
             raise UserError(f"--replay judges a saved result: it does not take {', '.join(flags)}")
         options = reward_options_of(self.reward_options, self.reward)
-        return replay(EvalResult.load(file), self.reward, options or None)
+        code = self.run_its_code
+        return replay(EvalResult.load(file), self.reward, options or None, run_its_code=code)
 
     def _check_kept(self, name: str) -> None:
         """Raise `UserError` where the result, its rows or its page would overwrite a set."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Flag, Json, StageName, check_writable
+from rl_reasoner.cli.arguments import Count, Flag, Json, RunsItsCode, StageName, check_writable
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.files import whole_folder
 from rl_reasoner.report.console import emit, err
@@ -40,7 +40,13 @@ class ExportVerb:
     """turn a dense policy into a mixture of N experts that computes the same"""
     chosen: Count = None
     """with --upcycle: experts per token (default: 2)"""
+    run_its_code: RunsItsCode = False
     json: Json = False
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the recipe is a script: whoever names it has it run, with all that it names."""
+        return self.to is not None and not self.policy.endswith((".yaml", ".yml"))
 
     def run(self) -> None:
         """Open, merge, convert, save; or hand a recipe over."""

@@ -21,6 +21,7 @@ from rl_reasoner.cli.arguments import (
     Number,
     Options,
     Quiet,
+    RunsItsCode,
     Text,
     ToolNames,
     Whole,
@@ -100,6 +101,7 @@ class FilterVerb:
     """sample with the policy's own weights, or with copies in bf16 or int8"""
     no_cache: Flag = False
     """sample everything again, and cache nothing"""
+    run_its_code: RunsItsCode = False
     quiet: Quiet = False
     json: Json = False
 

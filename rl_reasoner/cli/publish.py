@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Flag, Json, check_writable
+from rl_reasoner.cli.arguments import Flag, Json, RunsItsCode, check_writable
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.paths import check_goes_on, check_run
@@ -33,6 +33,7 @@ class PublishVerb:
     """with --push: say what would be uploaded, and upload nothing"""
     no_records: Flag = False
     """leave out the run's own files, without which nobody else can audit it"""
+    run_its_code: RunsItsCode = False
     json: Json = False
 
     def run(self) -> None:
@@ -60,6 +61,7 @@ class PublishVerb:
             self.run_folder,
             self.to,
             records=not self.no_records,
+            run_its_code=self.run_its_code,
             note=lambda text: err.print(text, style="dim"),
         )
         files = files_to_push(self.to)

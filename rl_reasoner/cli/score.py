@@ -16,6 +16,7 @@ from rl_reasoner.cli.arguments import (
     Json,
     Options,
     RunOption,
+    RunsItsCode,
     StageName,
     cell,
     check_writable,
@@ -52,6 +53,7 @@ class ScoreVerb:
     """its options: extract=whole,timeout_s=2 or a JSON object (--rescore: by default the run's)"""
     out: File = None
     """write all scores here (default: FILE.scores.jsonl)"""
+    run_its_code: RunsItsCode = False
     json: Json = False
 
     def run(self) -> None:

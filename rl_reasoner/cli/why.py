@@ -8,7 +8,14 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from rl_reasoner.cli.arguments import Count, Json, Options, StageName, reward_options_of
+from rl_reasoner.cli.arguments import (
+    Count,
+    Json,
+    Options,
+    RunsItsCode,
+    StageName,
+    reward_options_of,
+)
 from rl_reasoner.distributed.loading import load_for_good
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.formatting import short_number
@@ -43,6 +50,7 @@ class WhyVerb:
     """another reward: a name, MODULE:FUNCTION or FILE.py:FUNCTION"""
     reward_options: Options = ""
     """options of that reward (default: the recipe's, where it names the reward)"""
+    run_its_code: RunsItsCode = False
     json: Json = False
 
     def run(self) -> None:

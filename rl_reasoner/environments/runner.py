@@ -30,6 +30,7 @@ from rl_reasoner.environments.environment import (
 )
 from rl_reasoner.errors import UserError, unknown
 from rl_reasoner.scoring.option_types import option_parameters, wrong_options
+from rl_reasoner.trust import check_typed
 from rl_reasoner.types import Row
 from rl_reasoner.workers import WorkerDied, WorkerLate
 
@@ -76,6 +77,9 @@ class EnvironmentRunner:
         self.options, self.limits = dict(options or {}), limits or EnvironmentLimits()
         self.factory = load_environment(given)
         self.name = given if isinstance(given, str) else self.factory.__name__
+        for option in getattr(self.factory, "code_options", ()):
+            if isinstance(code := self.options.get(option), str):
+                check_typed(code, "environment")
         _check_options(self.name, self.factory, self.options)
         self._numbers = itertools.count()
         self._places: list[_Place]

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from rl_reasoner.errors import UserError
+from rl_reasoner.trust import check_typed
 from rl_reasoner.types import Message, Row
 from rl_reasoner.version import install_extra
 
@@ -22,6 +23,7 @@ class VerifiersTaskset:
 
         Raises `UserError` where the package is not there.
         """
+        check_typed(taskset, "taskset of verifiers")
         try:
             from verifiers.v1 import trace
             from verifiers.v1.utils import loaders

@@ -8,7 +8,7 @@ before.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,7 @@ from rl_reasoner.rollout.episodes.environment_turns import Episodes
 from rl_reasoner.rollout.episodes.opening import open_rows
 from rl_reasoner.rollout.server import ServedPolicy
 from rl_reasoner.scoring.registry import load_reward
+from rl_reasoner.trust import untyped
 from rl_reasoner.types import Prompt, Row
 
 if TYPE_CHECKING:
@@ -370,12 +371,18 @@ def _add_clean(result: EvalResult, label: str) -> None:
 
 
 def replay(
-    saved: EvalResult, reward: str | None = None, reward_options: Mapping[str, Any] | None = None
+    saved: EvalResult,
+    reward: str | None = None,
+    reward_options: Mapping[str, Any] | None = None,
+    *,
+    run_its_code: bool = False,
 ) -> EvalResult:
     """Judge saved completions again, by the same reward or another; no model is needed.
 
     The figures are computed again; settings and manifest stay, with this machine's verifier noted.
-    What was judged as its rows ask is judged so again. Raises `UserError` for results without rows.
+    What was judged as its rows ask is judged so again. A reward that only the result names, which
+    may be anybody's, is asked where it is shipped, else with `run_its_code`. Raises `UserError`,
+    also for results without rows.
     """
     from rl_reasoner.evaluation.manifest import judged_by, verifier_version
 
@@ -392,8 +399,10 @@ def replay(
         before = saved.sets[label]
         by_rows = saved.settings.get("reward") == "by the rows"
         given = [as_given(row) for row in rows]
-        judge = Judge(given, reward or (None if by_rows else before.get("reward")), options)
-        made.rows[label] = judge.judge_again(rows)
+        named = None if by_rows else before.get("reward")
+        with nullcontext() if reward else untyped(code=run_its_code):
+            judge = Judge(given, reward or named, options)
+            made.rows[label] = judge.judge_again(rows)
         same = {"temperature": before.get("temperature"), "reward": judge.name}
         made.sets[label] = {**compute_figures(made.rows[label]), **same}
         if "contamination" in before:

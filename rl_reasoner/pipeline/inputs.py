@@ -36,6 +36,7 @@ from rl_reasoner.scoring.reward import Reward, name_of
 from rl_reasoner.scoring.rule import rule_of
 from rl_reasoner.scoring.trial_call import column_not_given, try_reward
 from rl_reasoner.tools import load_tools
+from rl_reasoner.trust import check_address, check_typed
 from rl_reasoner.types import Row
 
 _log = logging.getLogger(__name__)
@@ -163,9 +164,10 @@ def _find_named(
         with field("evals", "validation"):
             load_set(recipe.evals.validation, 1)
     for index, stage in enumerate(recipe.stages):
-        for name in () if isinstance(stage, RowStage) else stage.trainer:
+        for name, value in () if isinstance(stage, RowStage) else stage.trainer.items():
             with field("stages", index, "trainer", name):
                 check_trainer_argument(stage.name, stage.kind, name, begun=not starts)
+                _check_trainer_value(stage.name, name, value)
         if isinstance(stage, GrpoStage) and stage.vllm:
             with field("stages", index, "vllm"):
                 _check_vllm(stage.vllm)
@@ -304,8 +306,19 @@ def check_filled(stage: Stage, rows: int, needed: int) -> None:
         )
 
 
+def _check_trainer_value(stage: str, name: str, value: Any) -> None:
+    """Raise `UserError` where a file that nobody typed may have trl load or send something.
+
+    A text may name a file, a module or an address; numbers name nothing.
+    """
+    if not isinstance(value, int | float | None) or name.startswith(("push_", "hub_")):
+        check_typed(f"{value}", f"stage {stage}: trainer.{name}")
+
+
 def _check_vllm(vllm: Vllm) -> None:
     """Raise `UserError` where vLLM is to run here and is not installed; a server has its own."""
+    if vllm.url:
+        check_address(vllm.url, kind="vllm")
     if vllm.mode == "colocate" and importlib.util.find_spec("vllm") is None:
         raise UserError("vllm needs vLLM: pip install 'trl[vllm]'")
 

@@ -34,11 +34,17 @@ class NotPublished(RunStopped):
 
 
 def publish_run(
-    run: Path, folder: Path, *, records: bool = True, note: Callable[[str], None]
+    run: Path,
+    folder: Path,
+    *,
+    records: bool = True,
+    run_its_code: bool = False,
+    note: Callable[[str], None],
 ) -> Audit:
     """Write the finished run in `run` to the new folder `folder`; the audit that is in it.
 
-    `records`: with the run's own files under run/, which an audit needs. Raises `UserError` where
+    `records`: with the run's own files under run/, which an audit needs; `run_its_code`: as of an
+    audit. Raises `UserError` where
     the run is not finished or `folder` is there, and `NotPublished` where the run is not what it
     says it is.
     """
@@ -55,7 +61,7 @@ def publish_run(
             raise UserError(f"stage {name} of {run} is not finished: {resume_command(run)}")
     if not (run / HASHES).is_file():  # its last files may be half written
         raise UserError(f"{run} has not come to its end: finish it with {resume_command(run)}")
-    audit = audit_run(run, replays=False, quiet=True, note=note)
+    audit = audit_run(run, replays=False, quiet=True, run_its_code=run_its_code, note=note)
     if not audit.holds:
         wrong = "\n".join(f"{finding.part}: {finding.said}" for finding in audit.of("differs"))
         raise NotPublished(f"{run} is not what it says it is, and is not published:\n{wrong}")

@@ -17,6 +17,7 @@ from rl_reasoner.paths import file_meant, room
 from rl_reasoner.recipe.flags import apply_flags, flag_places
 from rl_reasoner.recipe.locations import FieldPath, python_places, read_yaml, user_error, validate
 from rl_reasoner.recipe.recipe import Recipe
+from rl_reasoner.trust import check_typed
 
 _ENDINGS = (".py", ".yaml", ".yml")
 Locate = Callable[[FieldPath], str]
@@ -65,6 +66,8 @@ def read_recipe(reference: str, flags: Sequence[str] = ()) -> tuple[Recipe, Loca
     """
     path = find_recipe(reference)
     if path.suffix == ".py":
+        if path.parent != room("recipes"):
+            check_typed(reference, "recipe")
         plain = run_script(path)
         places = dict(python_places(path))
     else:

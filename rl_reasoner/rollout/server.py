@@ -9,7 +9,6 @@ failure is its own. Knows nothing of torch.
 
 import hashlib
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -23,6 +22,7 @@ from rl_reasoner.errors import RunStopped, UserError
 from rl_reasoner.language.thinking import CLOSE_THINK, OPEN_THINK
 from rl_reasoner.rollout.cache import SampleCache, SampleJob, Take, sample_through
 from rl_reasoner.scoring.waiting import GivenUp, ended_by_giving_up
+from rl_reasoner.trust import check_address, token_for
 from rl_reasoner.types import Prompt, Rollout
 from rl_reasoner.version import install_extra
 
@@ -71,6 +71,7 @@ class ServedPolicy:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(f"server {self.url!r}: expected a URL such as http://localhost:8000/v1")
+        check_address(self.url, kind="server")
         return self.url.rstrip("/") if parts.path.strip("/") else f"{self.url.rstrip('/')}/v1"
 
     def sample(
@@ -184,10 +185,9 @@ class ServedPolicy:
                 f"asking a server needs the openai client: {install_extra('server')}"
             ) from error
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)  # of whichever httpx the client is built on
-        key = os.environ.get("OPENAI_API_KEY") or "none"
         return openai.OpenAI(
             base_url=self.base,
-            api_key=key,
+            api_key=token_for(self.url, "OPENAI_API_KEY") or "none",
             max_retries=self.retries,
             timeout=self.timeout_s,
             http_client=self.http()

@@ -23,6 +23,7 @@ from tenacity.wait import wait_random_exponential
 from rl_reasoner.errors import UserError
 from rl_reasoner.foreign import json_value
 from rl_reasoner.scoring.reward import Reward
+from rl_reasoner.trust import check_address
 from rl_reasoner.types import Score
 
 _LONGEST_PAUSE_S = 10.0
@@ -49,23 +50,29 @@ def http_reward(
     """
     if attempts < 1 or timeout_s <= 0:
         raise UserError(f"reward {url}: attempts and timeout_s must be positive")
-    if token is not None and token not in os.environ:
-        raise UserError(f"reward {url}: the environment variable {token} is not set")
-
     try:
         where = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise UserError(f"reward {url}: no URL: {error}") from error
     if not where.host:
         raise UserError(f"reward {url}: a URL without a host")
+    check_address(url, token)
+    if token is not None and token not in os.environ:
+        raise UserError(f"reward {url}: the environment variable {token} is not set")
 
     async def judge(completion: str, **row: Any) -> Score:
         return await _asked(url, {"completion": completion, **row}, timeout_s, attempts, token)
 
-    judge.__name__ = (where.host + where.path).rstrip("/").replace("/", "_")
+    judge.__name__ = name_of_url(url)
     made = Reward(judge)
     made.columns = tuple(columns)
     return made
+
+
+def name_of_url(url: str) -> str:
+    """The name by which the scores of the reward at `url` are kept."""
+    where = httpx.URL(url)
+    return (where.host + where.path).rstrip("/").replace("/", "_")
 
 
 def check_reachable(url: str) -> None:

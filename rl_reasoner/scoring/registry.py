@@ -3,8 +3,9 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from inspect import Parameter
 from pathlib import Path
@@ -19,6 +20,7 @@ from rl_reasoner.scoring.option_types import option_parameters, read_option, wro
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import reward_from_source
 from rl_reasoner.scoring.trl_form import form_mistake
+from rl_reasoner.trust import check_typed
 
 ENTRY_POINTS = "rl_reasoner.rewards"
 """The group of entry points by which packages make their rewards known."""
@@ -93,7 +95,9 @@ def _named(reference: str) -> Any:
         shipped = import_module_of(f"rl_reasoner.rewards.{reference}", reference)
         return function_of(shipped, reference, "")
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if reference not in points:
+    if reference in points:
+        check_typed(reference)
+    else:
         if reference.endswith(".py"):
             raise UserError(f"reward {reference!r} names no function: write {reference}:NAME")
         raise unknown("reward", reference, named_rewards())
@@ -107,7 +111,7 @@ def _named(reference: str) -> Any:
 def source_file(reference: str) -> Path | None:
     """The file of the reward that `reference` names; None where there is none to be read.
 
-    Nothing of it is imported: of a module, only the packages that it lies in.
+    Nothing of it is imported, nor are the packages that it lies in.
     """
     if is_url(reference):
         return None
@@ -118,12 +122,34 @@ def source_file(reference: str) -> Path | None:
         file = room("rewards") / f"{reference}.py"
     else:
         points = {point.name: point.module for point in entry_points(group=ENTRY_POINTS)}
-        try:
-            spec = importlib.util.find_spec(module or points.get(reference, reference))
-        except (ImportError, ValueError):
-            spec = None
+        spec = _spec_of(module or points.get(reference, reference))
         file = Path(spec.origin) if spec is not None and spec.origin else None
     return file if file is not None and file.is_file() else None
+
+
+def _spec_of(module: str) -> ModuleSpec | None:
+    """Where a module lies; `importlib.util.find_spec` would import its packages."""
+    found: ModuleSpec | None = None
+    above: Sequence[str] | None = None
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        specs = (finder.find_spec(name, above) for finder in sys.meta_path)
+        found = next((spec for spec in specs if spec is not None), None)
+        above = found.submodule_search_locations if found is not None else None
+        if found is None or (above is None and count < len(parts)):
+            return None
+    return found
+
+
+def function_name(reference: str) -> str:
+    """What the function that `reference` names is called, as far as that shows without its code."""
+    if is_url(reference):
+        from rl_reasoner.scoring.http_reward import name_of_url  # it brings httpx along
+
+        return name_of_url(reference)
+    points = {point.name: point.attr for point in entry_points(group=ENTRY_POINTS)}
+    return points.get(reference) or reference.rpartition(":")[2]
 
 
 def code_of_own(reference: str) -> str | None:
@@ -177,8 +203,10 @@ def import_module_of(name: str, reference: str, kind: str = "reward") -> ModuleT
     """The module `name`, or the one in the file of that name, imported; raises `UserError`.
 
     A file finds what lies in its folder (`beside`). The messages say that it is for the `kind`
-    called `reference`.
+    called `reference`. What a file names is not imported unasked (`trust`).
     """
+    if name != f"rl_reasoner.rewards.{reference}":  # shipped
+        check_typed(reference, kind)
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)

@@ -27,6 +27,7 @@ from typing import Any
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring.fault_places import of_library
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, is_shipped
+from rl_reasoner.trust import check_typed
 
 MOST_CHARS = 1 << 18
 """What the text of a reward may have: code and constants, not a data set."""
@@ -76,6 +77,7 @@ def source_of(fn: Callable[..., Any]) -> str:
 
 def reward_from_source(name: str, text: str) -> Callable[..., Any]:
     """The function `name` of the module that `text` makes. Raises `UserError`."""
+    check_typed(f"{name} (its source is in the recipe)")
     module = ModuleType(f"{FILE_MODULE}{name}")
     space = vars(module)
     space[TEXT] = text

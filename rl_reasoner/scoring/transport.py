@@ -21,6 +21,7 @@ from rl_reasoner.scoring.beside import stay_beside, stay_beside_code
 from rl_reasoner.scoring.registry import CODE, import_module_of
 from rl_reasoner.scoring.reward import FILE_MODULE, Reward, name_of
 from rl_reasoner.scoring.source import TEXT, reward_from_source
+from rl_reasoner.trust import decided
 
 MOST_BYTES = 1 << 20
 """What a copy may weigh: code, constants and small tables, not a model."""
@@ -83,9 +84,14 @@ def pack_reward(fn: Callable[..., Any]) -> dict[str, Any] | str:
 
 def unpack_reward(packed: Mapping[str, Any]) -> Callable[..., Any]:
     """The reward that `pack_reward` described, in this process."""
+    with decided():  # where it was packed
+        return _unpacked(packed)
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Callable[..., Any]:
     if "around" in packed:
         module = import_module_of(packed["module"], packed["module"])
-        return Around(unpack_reward(packed["around"]), getattr(module, packed["name"]))
+        return Around(_unpacked(packed["around"]), getattr(module, packed["name"]))
     if "copy" in packed:
         return cast(Callable[..., Any], pickle.loads(_bytes(packed["copy"])))  # noqa: S301 (the parent's)
     fn: Any

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl_reasoner.audit import Audit, audit_run, versions
+from rl_reasoner.audit import Audit, versions
 from rl_reasoner.audit.likeness import Likeness, Steps, verdict_of
 from rl_reasoner.pipeline.lineage import hash_of
 from rl_reasoner.pipeline.run_folder import RunFolder
+from support.audits import audit_run
 from support.commands import Cli, lines, run_outside
 from support.tiny import REWARD, rows
 
@@ -157,7 +158,7 @@ def an_answer_of_a_result() -> None:
     result = EvalResult.load("run/evals/after.json")
     row = result.rows["held.jsonl"][0]
     row["answer"] = row["completions"][0]
-    replay(result).save("run/evals/after.json")
+    replay(result, run_its_code=True).save("run/evals/after.json")
 
 
 def other_problems_of_a_result() -> None:
@@ -330,7 +331,7 @@ def test_weights_that_the_steps_do_not_make_are_named_by_the_replay(copied: Path
 
 def test_an_honest_run_is_bit_equal_when_it_is_made_again(copied: Path, cli: Cli) -> None:
     before = {p: p.read_bytes() for p in sorted(Path("run").rglob("*")) if p.is_file()}
-    ended = cli("audit", "run", "--json", "--quiet")
+    ended = cli("audit", "run", "--json", "--quiet", "--run-its-code")
     value = json.loads(ended.out)
     assert (ended.code, value["holds"]) == (0, True), ended.out
     assert {finding["status"] for finding in value["findings"]} == {"held"}

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.audit import Audit
 from rl_reasoner.pipeline.rescore import rescore
 from rl_reasoner.pipeline.run_folder import RunFolder
+from support.audits import audit_run
 from support.commands import Cli, lines, run_outside
 from support.tiny import rows
 
@@ -194,7 +195,7 @@ def test_its_own_rewards_change_nothing(copied: Path, cli: Cli) -> None:
 
 
 def test_a_step_under_its_own_reward_is_what_it_was(copied: Path, cli: Cli) -> None:
-    ended = cli("why", "run", "--step", "2", "--reward", "own.py:said", "--json")
+    ended = cli("why", "run", "--step", "2", "--reward", "own.py:said", "--json", "--run-its-code")
     assert ended.code == 0, ended.err
     kept = [row for row in rows(ROLLOUTS) if row["step"] == 2]
     for told, row in zip(json.loads(ended.out)["rows"], kept, strict=True):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.audit import Audit
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.publishing.folder import publish_run
 from rl_reasoner.report import write_report
+from support.audits import audit_run
 from support.commands import Cli, run_outside
 
 RECIPE = """
@@ -118,7 +119,7 @@ def test_an_evaluation_that_the_run_writes_has_the_recipes_sets(name: str, copie
 @pytest.mark.parametrize("folder", ["policy", "stages/2-rl/policy"])
 def test_weights_that_are_torn_are_named(folder: str, copied: Path, cli: Cli) -> None:
     os.truncate(f"run/{folder}/model.safetensors", 2000)
-    ended = cli("audit", "run", "--no-replay")
+    ended = cli("audit", "run", "--no-replay", "--run-its-code")
     assert ended.code == 1 and "Traceback" not in ended.err
     audit = audit_run(Path("run"), replays=False)
     said = [finding.said for finding in audit.of("differs") if finding.part == "weights"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rl_reasoner import open_policy
-from rl_reasoner.audit import Audit, audit_run
+from rl_reasoner.audit import Audit
 from rl_reasoner.audit.findings import FindingStatus
+from support.audits import audit_run
 from support.commands import Cli, lines, run_outside
 from support.environments import FILE
 from support.tiny import REWARD
@@ -146,7 +147,7 @@ def test_what_has_changed_is_named(
 @pytest.mark.parametrize("run", ["calls", "plays"])
 def test_with_all_of_them_here_each_stage_holds(run: str, copied: Path, cli: Cli) -> None:
     """Also one whose reward is a shipped one, which no file of the user's has."""
-    value = json.loads(cli("audit", run, "--no-replay", "--json").out)
+    value = json.loads(cli("audit", run, "--no-replay", "--json", "--run-its-code").out)
     assert {found["status"] for found in value["findings"]} == {"held"}, value["findings"]
 
 

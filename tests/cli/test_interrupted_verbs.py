@@ -56,14 +56,14 @@ def everything(folder: Path) -> dict[str, bytes]:
     ("argv", "size"),
     [
         (("export", "run", "out"), 4096),
-        (("export", "tiny.yaml", "out", "--to", "verl"), 1024),
+        (("export", "tiny.yaml", "out", "--to", "verl", "--run-its-code"), 1024),
         (("publish", "run", "out"), 4096),
         (("copy", "quickstart", "out.py"), 256),
         (("copy", "quickstart.yaml", "out.yaml"), 256),
         (("report", "run"), 4096),
         (("score", "rewards.py:fine", "saved.jsonl", "--out", "out.jsonl"), 64),
         (REPLAY, 1024),
-        (("audit", "run"), 4096),
+        (("audit", "run", "--run-its-code"), 4096),
     ],
     ids=lambda given: " ".join(given[:4]) if isinstance(given, tuple) else "",
 )
@@ -281,6 +281,6 @@ def test_an_audit_that_is_stopped_names_no_folder_that_is_gone(
         raise stopped
 
     monkeypatch.setattr("rl_reasoner.audit.replaying.train", stops)
-    ended = cli("audit", "run", "--all")
+    ended = cli("audit", "run", "--all", "--run-its-code")
     assert ended.code == (130 if isinstance(stopped, Interrupted) else 1)
     assert "continue with" not in ended.err

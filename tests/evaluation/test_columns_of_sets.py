@@ -55,6 +55,11 @@ def code_of(form: str, column: str, names: Sequence[str]) -> str:
     return form.format(columns=", ".join(map(column.format, names)), names=", ".join(names))
 
 
+def again(saved: EvalResult) -> EvalResult:
+    """Judged again by the reward that the result names, which is this test's own."""
+    return replay(saved, run_its_code=True)
+
+
 @pytest.mark.parametrize(("form", "column"), FORMS, ids=["needed", "optional", "trl"])
 def test_columns_are_read_whatever_they_are_called(
     form: str, column: str, policy: Policy, tmp_path: Path
@@ -63,11 +68,11 @@ def test_columns_are_read_whatever_they_are_called(
     row = {"problem": "one?", "answer": "1", **dict.fromkeys(names, "hard")}
     saved = evaluated(policy, tmp_path, code_of(form, column, names), row)
     [label] = [one for one in saved.rows if not one.endswith("@clean")]
-    for result in (saved, replay(saved), replay(replay(saved))):
+    for result in (saved, again(saved), again(again(saved))):
         assert [row["scores"] for row in result.rows[label]] == [[1.0, 1.0], [0.0, 0.0]]
         assert result.rows[label][0]["overlap"]["contaminated"]
         assert as_given(result.rows[label][0]) == row
-    assert replay(saved).rows == saved.rows
+    assert again(saved).rows == saved.rows
 
 
 def test_results_of_before_are_judged_by_what_they_have(policy: Policy, tmp_path: Path) -> None:
@@ -78,9 +83,9 @@ def test_results_of_before_are_judged_by_what_they_have(policy: Policy, tmp_path
     for one in saved.rows[label]:
         one["overlap"] = one.pop("own_columns")["overlap"]
     del saved.sets[label]["contamination"]
-    again = replay(saved).rows[label]
-    assert [row["scores"] for row in again] == [[1.0, 1.0], [0.0, 0.0]]
-    assert as_given(again[0]) == row
+    judged = again(saved).rows[label]
+    assert [row["scores"] for row in judged] == [[1.0, 1.0], [0.0, 0.0]]
+    assert as_given(judged[0]) == row
 
 
 def test_rows_without_such_columns_are_saved_as_ever(policy: Policy, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_an_edited_reward_is_told(tmp_path: Path) -> None:
     assert compare(a, b)["modular_test"]["unlike"] == {}, "what it was is not known"
     a.manifest["files"] = {f"{file}:mine": hashed}  # as in a run
     assert compare(a, b)["modular_test"]["unlike"] == found
-    again = replay(a)
+    again = replay(a, run_its_code=True)
     assert again.rows["modular_test"][0]["scores"] == [1.0]
     assert compare(again, b)["modular_test"]["unlike"] == {}, "both by the code of now"
 

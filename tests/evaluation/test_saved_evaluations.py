@@ -108,7 +108,7 @@ def test_a_replay_gives_the_same_figures_without_a_model(
 ) -> None:
     saved = EvalResult.load(result.save(tmp_path / "saved.json"))
     monkeypatch.setattr("rl_reasoner.policy.opening.open_policy", pytest.fail)
-    again = replay(saved)
+    again = replay(saved, run_its_code=True)
     assert again.sets == result.sets and again.rows == result.rows
     assert again.manifest.pop("replayed_with_verifier") == result.manifest["verifier"]
     assert again.manifest == result.manifest
@@ -382,7 +382,7 @@ def test_a_replay_by_a_plain_reward_and_by_the_same_again(cli: Cli, tmp_path: Pa
     )
     ended = cli("eval", "--replay", "a.json", "--reward", "mine.py:generous", "--out", "b.json")
     assert ended.code == 0, ended.err
-    again = cli("eval", "--replay", "b.json", "--json")
+    again = cli("eval", "--replay", "b.json", "--json", "--run-its-code")
     found = json.loads(again.out)
     assert found["sets"]["s0"]["accuracy"] == 1.0
     assert found["settings"]["reward"] == "mine.py:generous"

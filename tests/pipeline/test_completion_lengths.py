@@ -57,7 +57,7 @@ def test_auto_is_the_smallest_multiple_of_64_that_cuts_at_most_5_percent(
 
 def notices_of(cli: Cli, made: Recipe, folder: Path) -> list[dict[str, Any]]:
     (folder / "made.yaml").write_text(made.to_yaml(), encoding="utf-8")
-    ended = cli("check", "made.yaml", "--json")
+    ended = cli("check", "made.yaml", "--run-its-code", "--json")
     assert ended.out, ended.err
     found: list[dict[str, Any]] = json.loads(ended.out)["notices"]
     return found
@@ -143,7 +143,7 @@ def test_other_values_are_one_clear_mistake(value: Any, cli: Cli, tmp_path: Path
     fields = f"{{kind: grpo, sampling: {{max_tokens: {json.dumps(value)}}}}}"
     head = "policy: scratch:dense-tiny\ndata: {task: modular}\nrewards: {math_answer: 1.0}\n"
     (tmp_path / "bad.yaml").write_text(f"{head}stages:\n- {fields}\n")
-    ended = cli("check", "bad.yaml")
+    ended = cli("check", "bad.yaml", "--run-its-code")
     assert ended.code == 2 and ended.err.count("max_tokens") == 1, ended.err
     assert "bad.yaml:5: stages.0.sampling.max_tokens: expected" in ended.err
     assert "or auto" in ended.err

@@ -286,7 +286,7 @@ def test_check_names_the_arms_and_what_they_cost(tmp_path: Path, cli: Cli) -> No
     cold_start = next(line for line in text.splitlines(keepends=True) if "kind: sft" in line)
     for recipe_text, timed in ((text, False), (text.replace(cold_start, ""), True)):
         (tmp_path / "tiny.yaml").write_text(recipe_text)
-        found = json.loads(cli("check", "tiny.yaml", "--json").out)["notices"]
+        found = json.loads(cli("check", "tiny.yaml", "--run-its-code", "--json").out)["notices"]
         [notice] = [one for one in found if one["check"] == "controls"]
         said = "random_reward: stage grpo once more, 1 steps with 4 completions"
         assert notice["status"] == "passed" and said in notice["message"]

@@ -77,7 +77,7 @@ def test_the_same_in_the_middle_of_a_turn_after_kill_9(room: Path, cli: Cli) -> 
     ).keys()
 
     sets = ("--sets", "guess_validation", "--limit", "2", "--max-tokens", "48", "--json")
-    own = json.loads(cli("eval", "whole", *sets).out)
+    own = json.loads(cli("eval", "whole", *sets, "--run-its-code").out)
     assert own["settings"]["environment"]["use"] == "own.py:Slow"
     assert own["sets"]["guess_validation"]["reward"] == "environment"
     told = cli("chat", "whole")
@@ -144,6 +144,6 @@ def test_its_fields_are_flags(flags: tuple[str, ...], message: str, room: Path, 
 
 
 def test_check_plays_a_turn_before_the_run(room: Path, cli: Cli) -> None:
-    told = json.loads(cli("check", "plays.yaml", "--json").out)
+    told = json.loads(cli("check", "plays.yaml", "--run-its-code", "--json").out)
     [found] = [notice for notice in told["notices"] if notice["check"] == "environment"]
     assert found["status"] == "passed" and "a turn takes" in found["message"]

@@ -78,7 +78,7 @@ def test_a_stage_whose_rows_are_chosen_before_it_is_not_judged(tmp_path: Path) -
 def test_check_warns_where_there_is_nothing_to_learn_from(tmp_path: Path, cli: Cli) -> None:
     wanted = recipe(tmp_path, grpo(steps=200), rewards={"math_answer": 1.0})
     (tmp_path / "none.yaml").write_text(wanted.to_yaml())
-    ended = cli("check", "none.yaml", "--json")
+    ended = cli("check", "none.yaml", "--run-its-code", "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     [made] = found["forecasts"]

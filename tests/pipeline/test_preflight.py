@@ -70,7 +70,7 @@ def test_every_mistake_at_once_each_with_its_place(tmp_path: Path, cli: Cli) -> 
     text = text.replace("[modular_test]", "[modlar_test]")
     text = text.replace("task: modular, count: 8, seed: 1", "path: rowz.jsonl")
     (tmp_path / "tiny.yaml").write_text(text)
-    for verb in (("train", "tiny.yaml", "--name", "x"), ("check", "tiny.yaml")):
+    for verb in (("train", "tiny.yaml", "--name", "x"), ("check", "tiny.yaml", "--run-its-code")):
         ended = cli(*verb)
         assert ended.code == 2
         lines = {line: i for i, line in enumerate(text.splitlines(), 1)}
@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_made_fails(tmp_path: Path, cli: Cli) -> None:
     stock(tmp_path)
     text = (tmp_path / "tiny.yaml").read_text()
     (tmp_path / "tiny.yaml").write_text(text.replace("folder: run", "folder: saved.jsonl/run"))
-    ended = cli("check", "tiny.yaml")
+    ended = cli("check", "tiny.yaml", "--run-its-code")
     assert ended.code == 2 and "disk: cannot write saved.jsonl/run" in ended.err
 
 
@@ -272,7 +272,8 @@ def test_an_evaluated_set_that_is_trained_on_and_a_folder_that_is_there_are_told
     cli: Cli, tmp_path: Path
 ) -> None:
     stock(tmp_path)
-    ended = cli("check", "tiny.yaml", "--grpo.data", "{path: modular_test}", "--run.folder", ".")
+    flags = ["--grpo.data", "{path: modular_test}", "--run.folder", "."]
+    ended = cli("check", "tiny.yaml", "--run-its-code", *flags)
     shown = " ".join(ended.out.split())
     assert ended.code == 0 and "look first at: overlap, folder" in shown
     assert "1,000 of the 1,000 problems of modular_test are in the training data" in shown
@@ -402,7 +403,7 @@ def test_a_reward_that_faults_on_what_is_sampled_fails(tmp_path: Path, cli: Cli)
     stock(tmp_path)
     text = (tmp_path / "tiny.yaml").read_text()
     (tmp_path / "tiny.yaml").write_text(text.replace("rewards.py:fine", "rewards.py:picky", 1))
-    ended = cli("check", "tiny.yaml", "--json")
+    ended = cli("check", "tiny.yaml", "--run-its-code", "--json")
     assert ended.code == 2 and "not the answer" in ended.err
     found = json.loads(ended.out)["notices"]
     assert [n["status"] for n in found if n["check"] == "reward"] == ["failed"]

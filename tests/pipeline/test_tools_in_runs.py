@@ -117,7 +117,7 @@ def test_a_run_calls_and_is_evaluated_with_its_tools(room: Path, cli: Cli) -> No
     assert before["settings"]["tools"]["use"] == ["calculator", "slow.py:slow"]
 
     sets = ("--sets", "product_validation", "--limit", "4", "--max-tokens", "96", "--json")
-    own = json.loads(cli("eval", "run", *sets).out)
+    own = json.loads(cli("eval", "run", *sets, "--run-its-code").out)
     assert own["settings"]["tools"]["format"] == "tags"
     for spelled in ("none", "None", "null", ""):
         none = json.loads(cli("eval", "run", *sets, "--tools", spelled).out)
@@ -186,12 +186,12 @@ def test_mistakes_are_one_line(change: dict[str, Any], message: str, room: Path,
 
 
 def test_check_calls_each_tool_before_the_run(room: Path, cli: Cli) -> None:
-    told = json.loads(cli("check", "calls.yaml", "--json").out)
+    told = json.loads(cli("check", "calls.yaml", "--run-its-code", "--json").out)
     [found] = [notice for notice in told["notices"] if notice["check"] == "tools"]
     assert found["status"] == "passed"
     assert "calls as tags; calculator" in found["message"] and "slow" in found["message"]
     (room / "calls.yaml").write_text(yaml.safe_dump({**RECIPE, "tools": ["calculator"]}))
-    ended = cli("check", "calls.yaml")
+    ended = cli("check", "calls.yaml", "--run-its-code")
     assert ended.code == 2 and "no form for calls" in ended.err + ended.out
 
 
@@ -369,7 +369,7 @@ def test_evaluations_judge_what_the_policy_wrote(tmp_path: Path, cli: Cli) -> No
             result = judged(tmp_path / str(n))
         with drawn([[end] * 120] * 2):
             assert judged(tmp_path / str(n)).rows == result.rows, "from the cache"
-        assert replay(result).rows == result.rows
+        assert replay(result, run_its_code=True).rows == result.rows
         [[found]] = result.rows.values()
         assert all("<output>\n\\boxed{7}" in whole for whole in found["completions"])
         assert found["policy_texts"] == [f"<box>it</box>\n{text}"] * 2

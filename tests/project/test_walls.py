@@ -80,7 +80,7 @@ def test_a_room_without_a_place_in_the_layers_is_found(copied: Path) -> None:
 
 
 def test_rooms_are_small() -> None:
-    assert len(list(PACKAGE.glob("*.py"))) <= 11
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
     sizes: dict[Path, int] = defaultdict(int)
     for path in MODULES:
         sizes[path.parent] += 1

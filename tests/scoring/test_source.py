@@ -115,7 +115,7 @@ def test_the_run_goes_on_and_is_looked_back_at_without_the_script(
         before = (place / "run/stages/1-grpo/rollouts.jsonl").read_text()
         shown = cli("why", "run", "--step", "1")
         assert shown.code == 0 and "by its length" in shown.out
-        again = cli("score", "digits", "--rescore", "run", "--json")
+        again = cli("score", "digits", "--rescore", "run", "--json", "--run-its-code")
         assert again.code == 0 and json.loads(again.out)["faults"] == 0
         ended = cli("train", "--resume", "run", "--quiet", "--grpo.steps", "3")
         assert ended.code == 0, ended.err

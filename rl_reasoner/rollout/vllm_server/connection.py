@@ -16,6 +16,7 @@ import httpx
 
 from rl_reasoner.errors import first_line
 from rl_reasoner.rollout.server import CONNECTIONS, ServerFailed
+from rl_reasoner.trust import check_address
 
 logger = logging.getLogger(__name__)
 MOST_REQUESTS = 128
@@ -67,6 +68,7 @@ class Connection:
     @cached_property
     def client(self) -> httpx.Client:
         """The HTTP client, for all threads."""
+        check_address(self.url, kind="vllm")
         limits = httpx.Limits(max_connections=MOST_REQUESTS, **CONNECTIONS)
         timeout = httpx.Timeout(self.timeout_s, connect=min(self.timeout_s, 10.0))
         return httpx.Client(base_url=self.url.rstrip("/"), timeout=timeout, limits=limits)
