@@ -21,7 +21,6 @@ import torch
 
 from rl_reasoner.audit.findings import AuditFinding, as_finding, counted, differs, held, unchecked
 from rl_reasoner.audit.versions import moved_sets, same_code
-from rl_reasoner.dataset.conversations import TURNS
 from rl_reasoner.dataset.templates import with_system
 from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import load_set
@@ -395,13 +394,3 @@ def _first_other(rows: Sequence[Row], wanted: Sequence[Row], *, exact: bool) -> 
                 )
                 return f"row {at}: {key} is {said}, in the set {known}"
     return ""
-
-
-def is_asked(prompt: Any, row: Row) -> bool:
-    """Whether a prompt asks for the problem of a row; of conversations nothing is held against."""
-    problem = row.get("problem")
-    if not isinstance(problem, str) or row.get(TURNS):
-        return True
-    chat = prompt if isinstance(prompt, list) else [{"content": prompt}]
-    texts = [str(mapping(message).get("content")) for message in chat]
-    return any(problem.strip() in text for text in texts)

@@ -27,7 +27,6 @@ from rl_reasoner.audit.findings import (
 from rl_reasoner.audit.known import Known
 from rl_reasoner.audit.records import (
     NOT_OF_RUN,
-    is_asked,
     is_of_run,
     result_files,
     sampled_steps,
@@ -47,6 +46,7 @@ from rl_reasoner.pipeline.inputs import read_stage_rows, trl_columns
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.lock import evaluated_sets
 from rl_reasoner.pipeline.placement import Placement
+from rl_reasoner.pipeline.rescore import row_of
 from rl_reasoner.pipeline.run_folder import HASHES
 from rl_reasoner.pipeline.trl_configs import config
 from rl_reasoner.recipe.data import StageData, TaskData, data_sources
@@ -145,7 +145,7 @@ def rejudge_stage(
     passes = config(recipe, stage, folder, placement).gradient_accumulation_steps
     lost = 0
     for step, rollouts in sampled_steps(folder):
-        own = [_row_of(rollout, rows) for rollout in rollouts]
+        own = [row_of(rollout, rows) for rollout in rollouts]
         lost += sum(row is None for row in own)
         pairs = [(r, row) for r, row in zip(rollouts, own, strict=True) if row is not None]
         place = recipe.run.seed, True, step - 1, (step - 1) * passes, 0, 0
@@ -200,15 +200,6 @@ def stage_rows(run: Path, recipe: Recipe, stage: GrpoStage, known: Known) -> lis
     if not any(isinstance(source, StageData) for source in data_sources(recipe.data_of(stage))):
         return known.rows_of(stage.name)
     return read_stage_rows(recipe, stage, data_in(run, recipe, stage), known.named)
-
-
-def _row_of(rollout: Row, rows: Sequence[Row]) -> Row | None:
-    """The data's row that a completion was sampled for; None where it is another one now."""
-    at = rollout.get("row")
-    if not isinstance(at, int) or not 0 <= at < len(rows):
-        return None
-    same = rows[at].get("answer") == rollout.get("answer")
-    return rows[at] if same and is_asked(rollout.get("prompt"), rows[at]) else None
 
 
 def _columns(pairs: Sequence[tuple[Row, Row]], seeds: list[int]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from statistics import StatisticsError, correlation
 from typing import Any
 
 from rl_reasoner.dataset.code_rows import columns_of, continuing
+from rl_reasoner.dataset.conversations import TURNS
 from rl_reasoner.dataset.rows import load_rows
 from rl_reasoner.errors import UserError
+from rl_reasoner.foreign import mapping
 from rl_reasoner.foreign import number as finite
 from rl_reasoner.pipeline.lineage import data_in
 from rl_reasoner.pipeline.why import rollouts_of, sampled_stage
@@ -55,7 +57,8 @@ class Rescoring:
         `flipped`: rows on the other side of their group's mean; `correlation`: Pearson's, over all
         rows; `rank_agreement`: mean over groups of Kendall's tau-b, where both rewards vary;
         `flat`: groups without any difference, then and now; and, where there are any, `first_fault`
-        and `unknown`: rows that were not judged, for the run did not keep enough of their episodes.
+        and `unknown`: rows that were not judged: the data have others now, or the run did not keep
+        enough of their episodes.
         """
         pairs = [pair for group in self.groups for pair in group]
         taus = [tau for group in self.groups if (tau := kendall(group)) is not None]
@@ -106,23 +109,25 @@ def rescore(
             played = episodes_column(recipe, batch)
         except ValueError as error:
             raise UserError(f"{folder / 'rollouts.jsonl'}: {error}") from error
+        rows = [row_of(rollout, data) for rollout in batch]
         known = known_rows(reward, played, [rollout["group"] for rollout in batch])
-        rescoring.unknown += len(batch) - len(known)
-        if known:
-            played = columns_of_rows(played, known, len(batch))
-            _rescore_step([batch[i] for i in known], data, played, reward, reference, rescoring)
+        pairs = {i: (batch[i], row) for i in known if (row := rows[i]) is not None}
+        rescoring.unknown += len(batch) - len(pairs)
+        if pairs:
+            played = columns_of_rows(played, [*pairs], len(batch))
+            _rescore_step([*pairs.values()], data, played, reward, reference, rescoring)
     return rescoring
 
 
 def _rescore_step(
-    batch: list[Row],
+    pairs: list[tuple[Row, Row]],
     data: list[Row],
     played: Mapping[str, Any],
     reward: Callable[..., Any],
     reference: str,
     rescoring: Rescoring,
 ) -> None:
-    rows = [_row_of(rollout, data) for rollout in batch]
+    batch, rows = ([pair[side] for pair in pairs] for side in (0, 1))
     names = columns_of([*data, *rows])
     needed = reward.columns if isinstance(reward, Reward) else ()
     for name in needed:
@@ -156,10 +161,10 @@ def _rescore_step(
         ]
         if not judged:
             continue
-        pairs = [(_then(r, rescoring.against) or 0.0, usable(outcome)) for r, outcome in judged]
-        rescoring.groups.append(pairs)
-        means = [sum(pair[side] for pair in pairs) / len(pairs) for side in (0, 1)]
-        for (rollout, outcome), (then, now) in zip(judged, pairs, strict=True):
+        both = [(_then(r, rescoring.against) or 0.0, usable(outcome)) for r, outcome in judged]
+        rescoring.groups.append(both)
+        means = [sum(one[side] for one in both) / len(both) for side in (0, 1)]
+        for (rollout, outcome), (then, now) in zip(judged, both, strict=True):
             if (then - means[0]) * (now - means[1]) < 0:
                 why = outcome_json(outcome)["reason"]
                 rescoring.flips.append({**rollout, "then": then, "now": now, "reason": why})
@@ -171,14 +176,23 @@ def _then(rollout: Row, reward: str) -> float | None:
     return finite(rollout["reward"] if score is None else score.get("value"))
 
 
-def _row_of(rollout: Row, data: list[Row]) -> Row:
-    """The data's row that a rollout was sampled for."""
-    number = rollout.get("row")
-    if number is not None and number < len(data):
-        row = data[number]
-        if str(row.get("answer")) == str(rollout.get("answer")):
-            return row
-    return {"answer": rollout.get("answer"), "problem": rollout["prompt"]}
+def row_of(rollout: Row, rows: Sequence[Row]) -> Row | None:
+    """The data's row that a completion was sampled for; None where it is another one now."""
+    at = rollout.get("row")
+    if not isinstance(at, int) or not 0 <= at < len(rows):
+        return None
+    same = rows[at].get("answer") == rollout.get("answer")
+    return rows[at] if same and _is_asked(rollout.get("prompt"), rows[at]) else None
+
+
+def _is_asked(prompt: Any, row: Row) -> bool:
+    """Whether a prompt asks for the problem of a row; of conversations nothing is held against."""
+    problem = row.get("problem")
+    if not isinstance(problem, str) or row.get(TURNS):
+        return True
+    chat = prompt if isinstance(prompt, list) else [{"content": prompt}]
+    texts = [str(mapping(message).get("content")) for message in chat]
+    return any(problem.strip() in text for text in texts)
 
 
 def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:

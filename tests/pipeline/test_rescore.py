@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -66,7 +67,7 @@ def test_why_shows_a_group_and_the_numbers_of_the_batch(here: Path, cli: Cli) ->
 def test_mistakes(argv: tuple[str, ...], words: tuple[str, ...], here: Path, cli: Cli) -> None:
     ended = cli(*argv)
     assert ended.code == 2 and "Traceback" not in ended.err
-    assert all(word in ended.err for word in words), ended.err
+    assert all(word in ended.err for word in words)
 
 
 def test_the_runs_own_reward_changes_nothing(here: Path, cli: Cli) -> None:
@@ -108,13 +109,34 @@ def test_a_column_that_some_rows_lack_is_given_for_the_others(
     (tmp_path / "run" / "recipe.yaml").write_text(made.to_yaml())
     plain = {"step": 1, "reward": 0.0, "advantage": 0.0, "truncated": False, "scores": {}}
     rollouts = [
-        {**plain, "group": group, "row": row, "completion": text, "prompt": "", **rows[row]}
+        {**plain, "group": group, "row": row, "completion": text, "prompt": rows[row]["problem"]}
+        | rows[row]
         for group, row in enumerate(order)
         for text in "ab"
     ]
     (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
     found = rescore(tmp_path / "run", f"{tmp_path / 'own.py'}:own").summary()
     assert (found["rows"], found["changed"], found["faults"]) == (4, 1, 0)
+
+
+def test_a_completion_of_a_row_that_the_data_have_no_more_is_not_judged(
+    here: Path, cli: Cli
+) -> None:
+    """The same answers under other questions: not a figure of these."""
+    made = yaml.safe_load((here / "run/recipe.yaml").read_text())
+    kept = (here / "run/stages/2-grpo/rollouts.jsonl").read_text().splitlines()
+    answers = {row["row"]: row["answer"] for row in map(json.loads, kept)}
+    data = here / "others.jsonl"
+    rows = [
+        {"problem": f"Who? {i}", "answer": answers.get(i, "1")} for i in range(max(answers) + 1)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made["data"] = str(data)
+    made["stages"][1].pop("data", None)
+    (here / "run/recipe.yaml").write_text(yaml.safe_dump(made))
+    ended = cli("score", "length", "--rescore", "run", "--json")
+    found = json.loads(ended.out)
+    assert (found["rows"], found["unknown"]) == (0, len(kept))
 
 
 def test_the_opposite_reward_flips_every_row_that_moved(here: Path, cli: Cli) -> None:
