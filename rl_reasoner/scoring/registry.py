@@ -132,6 +132,8 @@ def _spec_of(module: str) -> ModuleSpec | None:
     found: ModuleSpec | None = None
     above: Sequence[str] | None = None
     parts = module.split(".")
+    if not all(parts):
+        return None
     for count in range(1, len(parts) + 1):
         name = ".".join(parts[:count])
         specs = (finder.find_spec(name, above) for finder in sys.meta_path)

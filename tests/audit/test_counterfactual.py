@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_a_run_with_the_other_reward(both: tuple[Path, P
 
 def test_under_its_own_reward_a_step_is_what_it_was(both: tuple[Path, Path], cli: Cli) -> None:
     run, near = both[0].parents[1], f"{both[0].parents[2] / 'near.py'}:near"
-    ended = cli("why", run, "--step", "2", "--reward", near, "--json")
+    ended = cli("why", run, "--step", "2", "--reward", near, "--json", "--run-its-code")
     value = json.loads(ended.out)
     assert ended.code == 0 and math.isclose(value["cosine"], 1.0, abs_tol=1e-6)
     assert value["norm"]["then"] == pytest.approx(value["norm"]["now"], rel=1e-6)
@@ -97,7 +97,7 @@ def test_the_other_reward_may_be_given_options(both: tuple[Path, Path], cli: Cli
         'def ask(messages, seed):\n    return \'{"points": {"correct": 4, "sound": 2}}\'\n'
     )
     asked = ("--reward", "judge", "--reward-options", f"function={file}:ask", "--json")
-    ended = cli("why", run, "--step", "2", *asked)
+    ended = cli("why", run, "--step", "2", *asked, "--run-its-code")
     assert ended.code == 0, ended.err
     value = json.loads(ended.out)
     assert {(row["reward"]["now"], row["now"]) for row in value["rows"]} == {(5 / 6, 0.0)}
@@ -112,5 +112,5 @@ def test_mistakes_are_one_line(both: tuple[Path, Path], cli: Cli) -> None:
         (("--reward", "length", "--reward-options", "limt=3"), "'limit'"),
         (("--reward-options", "limit=3"), "belongs to --reward"),
     ):
-        ended = cli("why", run, "--step", "2", *argv)
+        ended = cli("why", run, "--step", "2", *argv, "--run-its-code")
         assert ended.code == 2 and word in ended.err and "Traceback" not in ended.err, ended.err

@@ -4,12 +4,17 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import yaml
 
+from rl_reasoner import trust
+from rl_reasoner.errors import UserError
+from rl_reasoner.scoring import registry
+from rl_reasoner.trust import untyped
 from support.commands import Cli
 
 CODE = '''
@@ -290,3 +295,51 @@ def test_a_run_that_was_tampered_with_cannot_clear_itself(cli: Cli, here: Path) 
     by_code = [f["said"] for f in found if "by the run's own code" in f["said"]]
     assert by_code
     assert not any("--run-its-code" in f["said"] for f in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argument", [{"report_to": "wandb"}, {"push_to_hub": True}])
+def test_an_argument_of_trl_may_not_load_or_send(
+    argument: dict[str, Any], cli: Cli, here: Path
+) -> None:
+    """Texts name files, modules and addresses; numbers name nothing."""
+    run = planted(here, rewards={"math_answer": 1})
+    file = run / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for given, code in ((argument, 2), ({"seed": None, "data_seed": 7}, 0)):
+        recipe["stages"][-1]["trainer"] = {n: v for n, v in given.items() if v is not None}
+        file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        ended = cli("check", file, "--quiet", "--run.folder", "other")
+        assert ended.code == code, ended.err
+        assert ("--run-its-code" in ended.err) is (code == 2)
+
+
+def test_what_is_installed_is_code_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point and a taskset of verifiers: a file that names them has them imported."""
+    from rl_reasoner.environments.verifiers import VerifiersTaskset
+
+    point = EntryPoint("theirs", "theirs.deep:fine", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with untyped():
+        for load in (lambda: registry.load_reward("theirs"), lambda: VerifiersTaskset("theirs")):
+            with pytest.raises(UserError, match="--run-its-code"):
+                load()
+        assert registry.function_name("theirs") == "fine"
+
+
+def test_a_word_that_was_typed_is_no_part_of_another() -> None:
+    """What a file names is compared as a whole, and a host with its port."""
+    with untyped(["--reward-options", "function=my/judge.py:ask,server=http://a.example:8/v1"]):
+        trust.check_typed("my/judge.py:ask")
+        trust.check_address("http://a.example:8/other")
+        for name in ("judge.py:ask", "y/judge.py:ask", "os:system"):
+            with pytest.raises(UserError):
+                trust.check_typed(name)
+        for url in ("http://a.example", "http://a.example:80", "http://a.example:8@b.example"):
+            with pytest.raises(UserError):
+                trust.check_address(url)
+        with untyped(code=True):  # of a file, within what was typed: nothing more is allowed
+            for name in ("my/judge.py:ask", "os:system"):
+                with pytest.raises(UserError):
+                    trust.check_typed(name)
+    trust.check_typed("os:system")

@@ -33,7 +33,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 PreTrainedTokenizerBase.save_pretrained = lambda *given, **named: os.kill(os.getpid(), {number})
 """
 AFTER = "run/evals/after.json"
-REPLAY = ("eval", "--replay", AFTER, "--out", "out.json")
+REPLAY = ("eval", "--replay", AFTER, "--out", "out.json", "--run-its-code")
 
 
 @contextmanager
@@ -63,7 +63,6 @@ def everything(folder: Path) -> dict[str, bytes]:
         (("report", "run"), 4096),
         (("score", "rewards.py:fine", "saved.jsonl", "--out", "out.jsonl"), 64),
         (REPLAY, 1024),
-        (("audit", "run", "--run-its-code"), 4096),
     ],
     ids=lambda given: " ".join(given[:4]) if isinstance(given, tuple) else "",
 )
@@ -199,7 +198,10 @@ Path.replace = killed
 
 def test_a_pipe_is_not_replaced_by_a_file(here: Path, cli: Cli) -> None:
     os.mkfifo(here / "pipe")
-    for argv in (("score", "rewards.py:fine", "saved.jsonl"), ("eval", "--replay", AFTER)):
+    for argv in (
+        ("score", "rewards.py:fine", "saved.jsonl"),
+        ("eval", "--replay", AFTER, "--run-its-code"),
+    ):
         ended = cli(*argv, "--out", "pipe")
         assert ended.code == 2 and "pipe is a device or a pipe" in ended.err
     assert stat.S_ISFIFO((here / "pipe").lstat().st_mode)
