@@ -8,6 +8,7 @@ from pathlib import Path
 from rl_reasoner.audit import hashes, records, rejudging, replaying
 from rl_reasoner.audit.findings import AuditFinding, as_finding, unchecked
 from rl_reasoner.audit.known import Known, read_known
+from rl_reasoner.audit.resampling import check_sampled, not_made_again
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.pipeline.prepare import prepare
 from rl_reasoner.recipe.load import load_recipe
@@ -102,6 +103,9 @@ def make_checks(
     check("results", "control arms", partial(rejudging.check_controls, run, recipe))
     check("results", "overlaps", partial(rejudging.check_overlaps, run, recipe, known))
     check("report", "report", partial(rejudging.check_report, run, recipe))
+    check("results", "meters and forecasts", partial(not_made_again, run, recipe))
+    if replay.wanted:
+        check("results", "evaluations, again", partial(check_sampled, run, recipe))
     if replay.whole and replay.wanted:
         replayed = partial(replaying.replay_all, run, recipe, quiet=replay.quiet)
         check("replay", "the whole run, again", replayed)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rl_reasoner.policy.policy import Policy
 
 Progress = Callable[[str, int, int], None]  # set, done, of
-_FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
+FORCES: Mapping[str, Literal["chain", "direct"] | None] = {
     "greedy": None,
     "sampled": None,
     "chain-forced": "chain",
@@ -264,7 +264,7 @@ class _Session:
             label = label_of(name, mode)
             many = mode == "sampled" or not self.modes
             played = self._episodes(template, rows)
-            outs = self._draw(prompts, label, longest, many, _FORCES[mode], played)
+            outs = self._draw(prompts, label, longest, many, FORCES[mode], played)
             scored = self.result.rows[label] = judge.score(rows, outs)
             if self.opened:
                 for row, digest in zip(scored, self.opened, strict=True):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from rl_reasoner.audit import Audit
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
+from rl_reasoner.pipeline.run_folder import RunFolder
 from rl_reasoner.publishing.folder import publish_run
 from rl_reasoner.report import write_report
 from support.audits import audit_run
@@ -182,3 +183,32 @@ def test_another_judge_than_the_recipes_is_named(
     result.save("run/evals/after.json")
     said = [finding.said for finding in audit_run(Path("run"), replays=False).of("differs")]
     assert any(words in one for one in said), said
+
+
+def test_completions_that_the_policy_did_not_write_are_found(copied: Path) -> None:
+    """Right answers in place of its own: figures, judged scores and hashes follow from them."""
+    audit = audit_run(Path("run"), replays=False)
+    assert audit.holds
+    file = Path("run/evals/after.json")
+    saved = EvalResult.load(file)
+    for rows in saved.rows.values():
+        for row in rows:
+            row["completions"] = [f"<think></think><answer>{row['answer']}</answer>"]
+    replay(saved).save(file)
+    write_report(Path("run"))
+    RunFolder(Path("run")).seal()
+    assert audit_run(Path("run"), replays=False).holds, "nothing of the files speaks against it"
+    audit = audit_run(Path("run"))
+    [found] = audit.of("differs")
+    assert found.part == "results"
+    assert "evals/after.json: 4 greedy completions sampled again, 4 of them other" in found.said
+
+
+def test_what_is_not_made_again_is_named(copied: Path) -> None:
+    audit = audit_run(Path("run"))
+    assert audit.holds
+    assert [f.said for f in audit.of("held") if "sampled again, as kept" in f.said] == [
+        f"evals/{name}.json: 4 greedy completions sampled again, as kept"
+        for name in ("after", "before", "rl", "taught")
+    ]
+    assert told(audit, "stage rl: forecast.json is not made again")
