@@ -103,7 +103,7 @@ def make_checks(
     check("results", "control arms", partial(rejudging.check_controls, run, recipe))
     check("results", "overlaps", partial(rejudging.check_overlaps, run, recipe, known))
     check("report", "report", partial(rejudging.check_report, run, recipe))
-    check("results", "meters and forecasts", partial(not_made_again, run, recipe))
+    check("again", "what is not made again", partial(not_made_again, run, recipe))
     if replay.wanted:
         check("results", "evaluations, again", partial(check_sampled, run, recipe))
     if replay.whole and replay.wanted:

@@ -6,6 +6,7 @@ the completions. So the policy that answered is asked again, without randomness.
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -32,28 +33,44 @@ _PROBLEMS = 16  # of each set
 _ROUNDED = 8  # of so many completions one may be another: batches of another size round otherwise
 
 
+def not_made_again(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
+    """One line of what stands as it was written: meters, forecasts, what was sampled by chance."""
+    kept = [
+        f"{file} of stage {stage}"
+        for stage, folder in stage_folders(run, recipe).items()
+        for file in ("hacking.jsonl", "forecast.json")
+        if (folder / file).is_file()
+    ]
+    for file, name in _evaluations(run, recipe):
+        with suppress(ValueError):  # said where its figures are checked
+            drawn = [label for label in saved_result(file).sets if label not in _greedy(file)]
+            if recipe.tools or recipe.environment or _source(run, recipe, name) is None:
+                kept.append(f"the completions of {name}")
+            elif drawn:
+                kept.append(f"{counted(len(drawn), 'set')} of {name} sampled by chance")
+    if kept:
+        yield unchecked("again", f"as written, not made again: {', '.join(kept)}")
+
+
 def check_sampled(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
-    """Each evaluation of the run itself, by the policy that it names."""
+    """Each evaluation of the run itself, by the policy that it is of."""
     if recipe.tools or recipe.environment:
-        yield unchecked("results", "evaluations with tools or an environment: not sampled again")
         return
-    for file in result_files(run):
-        name = file.relative_to(run).as_posix()
-        if not is_of_run(name, recipe):
-            continue
-        source = _source(run, recipe, name)
-        if source is None:
-            yield unchecked("results", f"{name}: not sampled again; its policy is not kept by name")
-        else:
+    for file, name in _evaluations(run, recipe):
+        if (source := _source(run, recipe, name)) is not None:
             yield from _of_file(run, recipe, file, name, source)
 
 
-def not_made_again(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
-    """What a run keeps of its meters and forecasts, which stands as it was written."""
-    for stage, folder in stage_folders(run, recipe).items():
-        for file in ("hacking.jsonl", "forecast.json"):
-            if (folder / file).is_file():
-                yield unchecked("results", f"stage {stage}: {file} is not made again")
+def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """The files of the run's own evaluations, and their names in its folder."""
+    named = ((file, file.relative_to(run).as_posix()) for file in result_files(run))
+    return ((file, name) for file, name in named if is_of_run(name, recipe))
+
+
+def _greedy(file: Path) -> list[str]:
+    """The labels of what was sampled without chance, one completion for each row."""
+    sets = saved_result(file).sets
+    return [label for label, of in sets.items() if not of.get("temperature")]
 
 
 def _source(run: Path, recipe: Recipe, name: str) -> str | None:
@@ -76,10 +93,7 @@ def _of_file(
     run: Path, recipe: Recipe, file: Path, name: str, source: str
 ) -> Iterator[AuditFinding]:
     saved, placement = saved_result(file), choose_placement(recipe)
-    greedy = [label for label, figures in saved.sets.items() if not figures.get("temperature")]
-    if drawn := len(saved.sets) - len(greedy):
-        yield unchecked("results", f"{name}: {counted(drawn, 'set')} by chance, not sampled again")
-    chosen = {label: _some(saved.rows[label]) for label in greedy}
+    chosen = {label: _some(saved.rows[label]) for label in _greedy(file)}
     with Threads() as threads:
         policy = open_policy(source, seed=recipe.run.seed, device=placement.device)
         merge_adapter(policy)

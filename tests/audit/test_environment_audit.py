@@ -139,7 +139,8 @@ def another_reason() -> None:
 
 def test_an_honest_run_holds(copied: Path) -> None:
     audit = audit_run(Path("run"), replays=False)
-    assert {finding.status for finding in audit.findings} == {"held"}, audit.findings
+    statuses = {finding.status for finding in audit.findings if finding.part != "again"}
+    assert statuses == {"held"}, audit.findings
     count = len(rows(ROLLOUTS))
     told = [finding.said for finding in audit.of("held") if finding.part == "completions"]
     for name in ("environment", "own.py:said"):

@@ -211,4 +211,4 @@ def test_what_is_not_made_again_is_named(copied: Path) -> None:
         f"evals/{name}.json: 4 greedy completions sampled again, as kept"
         for name in ("after", "before", "rl", "taught")
     ]
-    assert told(audit, "stage rl: forecast.json is not made again")
+    assert told(audit, "not made again: hacking.jsonl of stage rl, forecast.json of stage rl")

@@ -148,7 +148,8 @@ def test_what_has_changed_is_named(
 def test_with_all_of_them_here_each_stage_holds(run: str, copied: Path, cli: Cli) -> None:
     """Also one whose reward is a shipped one, which no file of the user's has."""
     value = json.loads(cli("audit", run, "--no-replay", "--json", "--run-its-code").out)
-    assert {found["status"] for found in value["findings"]} == {"held"}, value["findings"]
+    statuses = {found["status"] for found in value["findings"] if found["part"] != "again"}
+    assert statuses == {"held"}, value["findings"]
 
 
 def test_another_policy_by_name_is_told(copied: Path) -> None:
