@@ -175,7 +175,7 @@ def alarm_words(
     reasons = Counter(one.reason.partition(":")[0] for one in judged if one.verdict == verdict)
     why = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     shares = f"{percent(wrong / of, 0)} {span(wilson(wrong, of))}"
-    said = "are not right by" if verdict == "disagrees" else "can no more be told by"
+    said = "are not right by" if verdict == "disagrees" else "can no more be judged by"
     return (
         f"{wrong} of the {of} best-paid completions {said} an independent judge "
         f"({shares}; {percent(alarm.tolerated, 0)} is tolerated){why}: is the reward being hacked?"

@@ -117,7 +117,7 @@ def test_an_alarm_says_that_nobody_can_tell_any_more(
         meter.add(batch(step, 0))
         meter.close(step)
         assert bool(meter.alarm) == (step >= 8)
-    assert "can no more be told by" in meter.alarm and "most often: it loops" in meter.alarm
+    assert "can no more be judged by" in meter.alarm and "most often: it loops" in meter.alarm
     assert meter_in(tmp_path, STEPS).alarm == meter.alarm
 
 
