@@ -134,7 +134,7 @@ class Zygote:
                 raw = self._receive(zygote.DONE.size)
             except OSError as error:
                 raise Lost(str(error)) from error
-            if not raw.startswith(zygote.MARK):
+            if not raw.startswith(zygote.ANSWERED):
                 raise NotStarted(raw.decode(errors="replace")) if raw else Lost("it ended")
             _, took, *fields = zygote.DONE.unpack(raw)
             first, second = zygote.Ended(*fields[:3]), zygote.Ended(*fields[3:])

@@ -30,7 +30,7 @@ from rl_reasoner.sandbox import child, jail, linux, remote, removal
 JOB = struct.Struct("!cddQ")
 # its mark, wall seconds, then for each of two processes: how it ended, code, CPU seconds
 DONE = struct.Struct("!4sdcidcid")
-MARK = b"done"  # what begins otherwise is no result: why the zygote ends
+ANSWERED = b"done"  # what begins otherwise is no result: why the zygote ends
 SCRIPT, CALL, JUDGED = b"s", b"c", b"j"
 EXITED, SIGNALLED, DEADLINE, QUOTA, NONE = b"e", b"s", b"d", b"q", b"-"
 MAX_DESCRIPTORS = 8
@@ -160,7 +160,7 @@ def _serve(sock: socket.socket, built: jail.Jail) -> None:
         first, second = [*ended, Ended(NONE, 0, 0.0)][:2]
         took = time.monotonic() - began
         fields = (f for e in (first, second) for f in (e.how, e.code, e.cpu_s))
-        sock.sendall(DONE.pack(MARK, took, *fields))
+        sock.sendall(DONE.pack(ANSWERED, took, *fields))
 
 
 def _start(
