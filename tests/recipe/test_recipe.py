@@ -339,8 +339,6 @@ stages:
   optim:
     lr: 0                               # stages.1.optim.lr: expected a value above 0
   group: {size: 1}                      # stages.1.group.size: expected at least 2
-  num_generations: 4                    # num_generations: unknown field. Did you mean 'group.size'?
-  learning_rate: 1                      # learning_rate: unknown field. Did you mean 'optim.lr'?
   sampling: {temprature: 1}             # temprature: unknown field. Did you mean 'temperature'?
 - kind: grop                            # stages.2: expected one of the kinds 'sft'
 evals:

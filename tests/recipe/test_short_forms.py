@@ -70,3 +70,14 @@ def test_layers_of_an_adapter_are_names_however_they_are_listed(text: str) -> No
 def test_a_pattern_of_layers_stays_one(pattern: str) -> None:
     lora = with_lora(pattern).policy.lora
     assert lora is not None and lora.targets == pattern
+
+
+@pytest.mark.parametrize(
+    ("trls", "ours"), [("num_generations", "group.size"), ("learning_rate", "optim.lr")]
+)
+def test_a_field_by_its_name_in_trl_is_answered_with_ours(
+    trls: str, ours: str, tmp_path: Path
+) -> None:
+    said = rf"r\.yaml:6: .*{trls}: unknown field\. Did you mean '{ours}'\?"
+    with pytest.raises(UserError, match=said):
+        read(tmp_path, f"{TEXT}    {trls}: 4\n")
