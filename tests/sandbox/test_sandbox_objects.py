@@ -3,7 +3,7 @@
 import pytest
 
 from rl_reasoner import sandbox
-from support.attacks.honest import CLASSES
+from support.attacks.classes import CLASSES
 
 
 def verdict(program: str, test: str) -> str:
