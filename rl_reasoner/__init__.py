@@ -87,5 +87,5 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"rl_reasoner.{_HOMES[name]}"), name)
     except ImportError as error:
         if found := out_of_range():
-            raise UserError(*found) from error
+            raise UserError(str(error), *found) from error
         raise

@@ -14,6 +14,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
+from itertools import pairwise
 from typing import Any
 
 from rl_reasoner.errors import UserError
@@ -24,6 +26,8 @@ HOSTS = "RL_REASONER_HOSTS"
 """The environment variable with the hosts that files may name, each with its token's variable."""
 _DOOR = "RL_REASONER_UNTYPED"
 _BETWEEN = re.compile(r"[\s=,{}\[\]\"']+")  # of words within a flag's value
+_OPTIONS = re.compile(r"[=,\"]")  # the same, for values with spaces
+_PORTS = {"http": 80, "https": 443}
 
 
 @contextmanager
@@ -34,11 +38,19 @@ def untyped(typed: Sequence[str] = (), *, code: bool = False, asks: bool = True)
     `untyped`, what either forbids is forbidden.
     """
     words = [part for word in typed for part in (word, *_BETWEEN.split(word)) if part]
+    servers = [
+        url
+        for before, url in pairwise(word for word in words if word != ":")
+        if before.endswith("server") and _is_url(url)
+    ]
+    words += [part.strip() for word in typed for part in _OPTIONS.split(word) if part.strip()]
     outer = os.environ.get(_DOOR)
     if (door := _door()) is not None:
         code, asks = code and door["code"], asks and door["asks"]
         words = [word for word in words if word in door["typed"]]
-    os.environ[_DOOR] = json.dumps({"typed": words, "code": code, "asks": asks})
+        servers = [url for url in servers if url in door["servers"]]
+    told = {"typed": words, "servers": servers, "code": code, "asks": asks}
+    os.environ[_DOOR] = json.dumps(told)
     try:
         yield
     finally:
@@ -93,39 +105,81 @@ def check_address(url: str, token: str | None = None, kind: str = "reward") -> N
     """Raise `UserError` where a file, not the user, names `url`, or the token to be sent there."""
     if (door := _door()) is None:
         return
-    host = _host(url)
-    allowed = _allowed(door)
-    if door["asks"] and host in allowed and (token is None or token in allowed[host]):
+    allowed = _allowed(door, url)
+    if door["asks"] and allowed is not None and (token is None or token in allowed):
         return
+    where = _parsed(url)
+    host = _host(where)
     told = f" with the token in ${token}" if token else ""
     said = f"{kind} {url}: a file names {host}, and nobody typed it: it is not asked{told}"
     if door["asks"]:
+        host = host if token is None or _is_safe(where) else f"http://{host}"
         said += f". To allow it: {HOSTS}={host}{f'={token}' if token else ''}"
     raise UserError(said)
 
 
 def token_for(url: str, variable: str) -> str | None:
-    """The token in an environment variable, where it may be sent to `url`."""
-    door = _door()
-    may = door is None or variable in _allowed(door).get(_host(url), ())
+    """The token in an environment variable, where it may be sent to `url`.
+
+    That of OpenAI's clients goes to each server that was typed as one, too.
+    """
+    may = (door := _door()) is None or variable in (_allowed(door, url) or ())
+    if door is not None and variable == "OPENAI_API_KEY":
+        may = may or any(_goes(_parsed(url), server) for server in door["servers"])
     return os.environ.get(variable) if may else None
 
 
-def _allowed(door: dict[str, Any]) -> dict[str, list[str]]:
-    """The hosts that may be asked, each with the variables whose tokens may go there."""
-    typed = [word for word in door["typed"] if word.startswith(("http://", "https://"))]
-    found = {_host(url): [*door["typed"], "OPENAI_API_KEY"] for url in typed}
+def _is_url(word: str) -> bool:
+    return word.startswith(("http://", "https://"))
+
+
+def _allowed(door: dict[str, Any], url: str) -> list[str] | None:
+    """The variables whose tokens may go to `url`; None where nothing is asked there."""
+    given = [(word, door["typed"]) for word in door["typed"] if _is_url(word)]
     for entry in os.environ.get(HOSTS, "").replace(",", " ").split():
-        host, _, variable = entry.partition("=")
-        found.setdefault(host.lower(), []).append(variable)
-    return found
+        place, _, variable = entry.partition("=")
+        given.append((place, [variable]))
+    where = _parsed(url)
+    here = [(place, names) for place, names in given if _names(where) & _names_of(place)]
+    if not here:
+        return None
+    return [name for place, names in here if _goes(where, place) for name in names]
 
 
-def _host(url: str) -> str:
-    """The host of a URL, with its port where one is given: as what will ask it reads it."""
+def _goes(where: Any, place: str) -> bool:
+    """Whether a token for `place`, a URL or a host, may go to a URL: not to be read on its way."""
+    written = place.startswith(f"{where.scheme}://")
+    return bool(_names(where) & _names_of(place)) and (written or _is_safe(where))
+
+
+def _is_safe(where: Any) -> bool:
+    """Whether nobody reads what is sent there on its way."""
+    try:
+        here = where.host == "localhost" or ip_address(where.host).is_loopback
+    except ValueError:
+        here = False
+    return here or where.scheme == "https"
+
+
+def _names_of(place: str) -> set[str]:
+    return _names(_parsed(place)) if _is_url(place) else {place.lower()}
+
+
+def _names(where: Any) -> set[str]:
+    """The host with its port where one is given; of the scheme's own port with it, too."""
+    host = _host(where)
+    return {host, f"{host}:{_PORTS.get(where.scheme)}"} if where.port is None else {host}
+
+
+def _host(where: Any) -> str:
+    return str(where.netloc.decode("ascii", "replace").lower())
+
+
+def _parsed(url: str) -> Any:
+    """A URL as what will ask it reads it."""
     import httpx  # it takes a while, and most files name no address
 
     try:
-        return httpx.URL(url).netloc.decode("ascii", "replace").lower()
+        return httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
         raise UserError(f"{url!r:.80}: no URL: {error}") from error

@@ -3,6 +3,7 @@
 The name is on no index, where anybody could take it: nothing may tell a user to `pip install` it.
 """
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
 __version__ = "0.1.0"
@@ -16,9 +17,7 @@ def install_extra(extra: str) -> str:
 
     Beside this package, wherever it came from: a clone, a wheel, a URL.
     """
-    try:
-        asked = requires("rl-reasoner") or []
-    except PackageNotFoundError:  # a source tree on sys.path
+    if not (asked := _needs()):
         return f"pip install -e 'RL_REASONER[{extra}]'  # in a clone"
     parts = [one.partition(";") for one in asked]
     names = [
@@ -32,10 +31,21 @@ def out_of_range() -> list[str]:
     from packaging.requirements import Requirement
 
     found = []
-    for need in map(Requirement, requires("rl-reasoner") or []):
-        if need.marker is None and not need.specifier.contains(
-            here := version(need.name), prereleases=True
-        ):
-            asked = f"{need.name}{need.specifier}"
-            found.append(f"{need.name} {here} is here, needed is {asked}: pip install '{asked}'")
+    for need in map(Requirement, _needs()):
+        if need.marker is not None:  # of an extra
+            continue
+        asked, here = f"{need.name}{need.specifier}", None
+        with suppress(PackageNotFoundError):
+            here = version(need.name)
+        if here is None or not need.specifier.contains(here, prereleases=True):
+            told = f"{need.name} {here} is here" if here else f"{need.name} is not here"
+            found.append(f"{told}, needed is {asked}: pip install '{asked}'")
     return found
+
+
+def _needs() -> list[str]:
+    """What this package asks for; nothing in a source tree on sys.path."""
+    try:
+        return requires("rl-reasoner") or []
+    except PackageNotFoundError:
+        return []

@@ -11,13 +11,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, get_args
 
 from rl_reasoner.audit.checks import Checks, Replay, make_checks
-from rl_reasoner.audit.findings import AuditFinding, unchecked
+from rl_reasoner.audit.findings import AuditFinding, FindingStatus, unchecked
 from rl_reasoner.foreign import json_value
 from rl_reasoner.policy.opening import quiet_libraries
 from rl_reasoner.trust import decided, untyped
 from rl_reasoner.workers import print_as_errors
+
+_MOST_H, _WHOLE_H = 2.0, 48.0  # for checks with one step made again, and with the whole run
+_MOST_BYTES = 1 << 26  # of the reply
 
 
 def checks_apart(run: Path, replay: Replay, only: Sequence[str]) -> dict[str, list[AuditFinding]]:
@@ -26,20 +31,35 @@ def checks_apart(run: Path, replay: Replay, only: Sequence[str]) -> dict[str, li
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     with decided():  # the process decides for itself
         environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "rl_reasoner.audit.apart"],
-        input=request,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    limit_s = (_WHOLE_H if replay.whole else _MOST_H) * 3600
+    why = "the process that runs the run's own code ended without findings"
     try:
-        told = json_value(done.stdout)
-        return {what: [AuditFinding(**one) for one in told[what]] for what in only}
+        with TemporaryFile() as reply:  # what the code starts may keep it open, and holds up nobody
+            subprocess.run(
+                [sys.executable, "-P", "-m", "rl_reasoner.audit.apart"],
+                input=request.encode(),
+                stdout=reply,
+                env=environment,
+                check=False,
+                timeout=limit_s,
+            )
+            reply.seek(0)
+            told = json_value(reply.read(_MOST_BYTES).decode("utf-8", "replace"))
+        return {what: [_finding(one) for one in told[what]] for what in only}
+    except subprocess.TimeoutExpired:
+        why = f"the process that runs the run's own code was ended after {limit_s / 3600:g} hours"
     except (ValueError, TypeError, LookupError):
-        why = "the process that runs the run's own code ended without findings"
-        return {what: [unchecked("code", f"{what}: {why}")] for what in only}
+        pass
+    return {what: [unchecked("code", f"{what}: {why}")] for what in only}
+
+
+def _finding(value: Any) -> AuditFinding:
+    """A finding of the reply, which the run's code may have written: raises where it is none."""
+    made = AuditFinding(**value)
+    texts = all(isinstance(part, str) for part in asdict(made).values())
+    if not texts or made.status not in get_args(FindingStatus):
+        raise ValueError("no finding")
+    return made
 
 
 def main() -> None:

@@ -285,6 +285,12 @@ def saved_result(file: Path) -> EvalResult:
         raise ValueError("; ".join(error.messages)) from error
 
 
+def rows_of_set(recipe: Recipe, name: str) -> list[Row]:
+    """What the recipe's evaluations ask of a set; raises `UserError` where it is not here."""
+    rows = open_rows(recipe.environment, load_set(name, recipe.evals.limit), recipe.run.seed)
+    return with_system(rows, recipe.system)
+
+
 def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
     """Every evaluation: of the recipe's sets, and of each the problems that the set has."""
     known: dict[str, list[Row]] = {}
@@ -294,10 +300,7 @@ def check_problems(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
             yield unchecked("results", f"the problems of {name}, which is other in this version")
             continue
         try:
-            rows = open_rows(
-                recipe.environment, load_set(name, recipe.evals.limit), recipe.run.seed
-            )
-            known[name] = with_system(rows, recipe.system)
+            known[name] = rows_of_set(recipe, name)
         except UserError as error:
             yield unchecked("data", f"the problems of {name}: {'; '.join(error.messages)}")
     here = same_code(run)

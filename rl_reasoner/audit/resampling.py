@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
-from rl_reasoner.audit.findings import AuditFinding, counted, differs, held, unchecked
+from rl_reasoner.audit.findings import AuditFinding, counted, differs, held, listed, unchecked
 from rl_reasoner.audit.hashes import stage_folders
-from rl_reasoner.audit.records import is_of_run, result_files, saved_result
+from rl_reasoner.audit.records import is_of_run, result_files, rows_of_set, saved_result
 from rl_reasoner.audit.replaying import unlike_here
+from rl_reasoner.audit.versions import moved_sets
 from rl_reasoner.dataset.templates import prompt_of
 from rl_reasoner.distributed.threads import Threads
+from rl_reasoner.errors import UserError
 from rl_reasoner.evaluation.evaluate import FORCES
 from rl_reasoner.evaluation.labels import split_label
-from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.foreign import json_object
 from rl_reasoner.pipeline.placement import choose_placement
 from rl_reasoner.policy.lora import merge_adapter
@@ -29,8 +30,9 @@ from rl_reasoner.recipe.recipe import Recipe
 from rl_reasoner.rollout.sampler import sample
 from rl_reasoner.types import Row
 
+_Asked = tuple[Row, Row]  # as the set has it, and as it was answered
 _PROBLEMS = 16  # of each set
-_ROUNDED = 8  # of so many completions one may be another: batches of another size round otherwise
+_ROUNDED = 8  # of so many in a set one may be another: batches of another size round otherwise
 
 
 def not_made_again(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
@@ -41,13 +43,23 @@ def not_made_again(run: Path, recipe: Recipe) -> Iterator[AuditFinding]:
         for file in ("hacking.jsonl", "forecast.json")
         if (folder / file).is_file()
     ]
+    known = {} if recipe.environment else _known_sets(run, recipe)
     for file, name in _evaluations(run, recipe):
         with suppress(ValueError):  # said where its figures are checked
-            drawn = [label for label in saved_result(file).sets if label not in _greedy(file)]
+            saved = saved_result(file)
+            drawn = [label for label in saved.rows if not _is_greedy(label)]
+            away = [
+                label
+                for label in saved.rows
+                if _is_greedy(label) and split_label(label)[0] not in known
+            ]
             if recipe.tools or recipe.environment or _source(run, recipe, name) is None:
                 kept.append(f"the completions of {name}")
-            elif drawn:
+                continue
+            if drawn:
                 kept.append(f"{counted(len(drawn), 'set')} of {name} sampled by chance")
+            if away:
+                kept.append(f"the completions of {name} on {listed(away)}, changed here")
     if kept:
         yield unchecked("again", f"as written, not made again: {', '.join(kept)}")
 
@@ -67,10 +79,20 @@ def _evaluations(run: Path, recipe: Recipe) -> Iterator[tuple[Path, str]]:
     return ((file, name) for file, name in named if is_of_run(name, recipe))
 
 
-def _greedy(file: Path) -> list[str]:
-    """The labels of what was sampled without chance, one completion for each row."""
-    sets = saved_result(file).sets
-    return [label for label, of in sets.items() if not of.get("temperature")]
+def _is_greedy(label: str) -> bool:
+    """Whether it is sampled without chance, by its mode: not by what the result says of it."""
+    mode = split_label(label)[1] or "greedy"
+    return mode in FORCES and mode != "sampled"
+
+
+def _known_sets(run: Path, recipe: Recipe) -> dict[str, list[Row]]:
+    """The recipe's sets that are here as they were in the run."""
+    known, moved = dict[str, list[Row]](), moved_sets(run)
+    for name in dict.fromkeys(recipe.evals.sets):
+        if name not in moved:
+            with suppress(UserError):  # said where problems are compared
+                known[name] = rows_of_set(recipe, name)
+    return known
 
 
 def _source(run: Path, recipe: Recipe, name: str) -> str | None:
@@ -92,52 +114,59 @@ def _source(run: Path, recipe: Recipe, name: str) -> str | None:
 def _of_file(
     run: Path, recipe: Recipe, file: Path, name: str, source: str
 ) -> Iterator[AuditFinding]:
-    saved, placement = saved_result(file), choose_placement(recipe)
-    chosen = {label: _some(saved.rows[label]) for label in _greedy(file)}
+    saved, placement, known = saved_result(file), choose_placement(recipe), _known_sets(run, recipe)
+    chosen: dict[str, list[_Asked]] = {}
+    for label in filter(_is_greedy, saved.rows):
+        if (written := saved.sets[label].get("temperature")) not in (None, 0):
+            said = f"temperature is {written!r:.40}, and greedy completions have none"
+            yield differs("results", f"{name}, {label}: {said}")
+        if pairs := [*zip(known.get(split_label(label)[0], ()), saved.rows[label], strict=False)]:
+            chosen[label] = _some(pairs)
+    if not chosen:
+        return
     with Threads() as threads:
         policy = open_policy(source, seed=recipe.run.seed, device=placement.device)
         merge_adapter(policy)
         threads.suit(policy.model)
         others = {
-            label: other
-            for label, rows in chosen.items()
-            if (other := [*_others(policy, recipe, saved, label, rows)])
+            label: [*_others(policy, recipe, label, asked)] for label, asked in chosen.items()
         }
         because = unlike_here(json_object(run / "lock.json"), placement, torch.get_num_threads())
     all_of, other_of = (sum(map(len, found.values())) for found in (chosen, others))
     said = f"{name}: {counted(all_of, 'greedy completion')} sampled again"
-    if other_of * _ROUNDED <= all_of:
+    apart = (one for one, rows in others.items() if len(rows) * _ROUNDED > len(chosen[one]))
+    if (most := next(apart, None)) is None:
         yield held("results", f"{said}{f', {other_of} of them other' if other_of else ', as kept'}")
         return
-    label, first = next((label, rows[0]) for label, rows in others.items())
-    said += f", {other_of} of them other; first {label}, {first['problem']!r:.60}"
+    first = others[most][0]
+    said += f", {other_of} of them other; first {most}, {first['problem']!r:.60}"
     if because:
         yield unchecked("results", f"{said}, because {'; '.join(because)}")
     else:
         yield differs("results", said)
 
 
-def _some(rows: list[Row]) -> list[Row]:
+def _some(pairs: list[_Asked]) -> list[_Asked]:
     """Problems that nobody could have known beforehand."""
-    return random.SystemRandom().sample(rows, min(_PROBLEMS, len(rows)))
+    return random.SystemRandom().sample(pairs, min(_PROBLEMS, len(pairs)))
 
 
-def _others(
-    policy: Policy, recipe: Recipe, saved: EvalResult, label: str, rows: list[Row]
-) -> Iterator[Row]:
+def _others(policy: Policy, recipe: Recipe, label: str, asked: list[_Asked]) -> Iterator[Row]:
     """The rows that the policy answers otherwise."""
-    template = saved.settings_of(label).get("template", recipe.template)
+    name, mode = split_label(label)
+    own = recipe.evals.overrides.get(name)
+    template = (own and own.template) or recipe.template
     made = sample(
         policy,
-        [prompt_of(row, template, policy.tokenizer) for row in rows],
+        [prompt_of(given, template, policy.tokenizer) for given, _ in asked],
         samples=1,
         temperature=0.0,
-        max_tokens=max(row["tokens"][0] for row in rows),
+        max_tokens=max(1, *(row["tokens"][0] for _, row in asked)),
         seed=recipe.run.seed,
-        force=FORCES[split_label(label)[1] or "greedy"],
+        force=FORCES[mode or "greedy"],
         weights=recipe.evals.weights,
     )
-    for row, [now] in zip(rows, made, strict=True):
-        then = row["completions"][0]
-        if not (now.text.startswith(then) if row["truncated"][0] else now.text == then):
-            yield row
+    for (given, row), [now] in zip(asked, made, strict=True):
+        then, *more = row["completions"]
+        if more or not (now.text.startswith(then) if row["truncated"][0] else now.text == then):
+            yield given

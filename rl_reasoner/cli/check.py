@@ -65,7 +65,9 @@ class CheckVerb:
     @property
     def is_program(self) -> bool:
         """Whether the recipe is a script: whoever names it has it run, with all that it names."""
-        return names_recipe(self.target) and not self.target.endswith((".yaml", ".yml"))
+        from rl_reasoner.recipe.load import is_program
+
+        return names_recipe(self.target) and is_program(self.target)
 
     def run(self) -> None:
         """Print the table; raises `UserError` where something failed."""

@@ -128,10 +128,10 @@ def _run_and_report(argv: Sequence[str]) -> int:
     except UserError as error:
         _print_error("error", "\n".join(error.messages))
         return 2
-    except ImportError:
+    except ImportError as error:
         if not (found := out_of_range()):
             raise
-        _print_error("error", "\n".join(found))
+        _print_error("error", "\n".join([str(error), *found]))
         return 2
     except BrokenPipeError:  # the reader of our output has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,7 +46,9 @@ class ExportVerb:
     @property
     def is_program(self) -> bool:
         """Whether the recipe is a script: whoever names it has it run, with all that it names."""
-        return self.to is not None and not self.policy.endswith((".yaml", ".yml"))
+        from rl_reasoner.recipe.load import is_program
+
+        return self.to is not None and is_program(self.policy)
 
     def run(self) -> None:
         """Open, merge, convert, save; or hand a recipe over."""

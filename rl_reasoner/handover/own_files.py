@@ -28,9 +28,11 @@ def with_own_files(recipe: Recipe, folder: Path) -> tuple[Recipe, Mapping[str, s
     specs, names = {}, {}
     for number, (name, spec) in enumerate(recipe.rewards.items()):
         place = f"{_OWN}/{number}"
+        file, _, function = name.rpartition(":")
+        own = _copied(file, place, folder, f"reward {name!r}") if file.endswith(".py") else ""
         options = dict(spec.options)
+        reward = load_reward(name, source=spec.source)  # refused by the name that the recipe has
         if options:
-            reward = load_reward(name, source=spec.source)
 
             def moved(file: str, option: str, place: str = place, name: str = name) -> str:
                 what = f"reward {name!r}: option {option}"
@@ -40,8 +42,6 @@ def with_own_files(recipe: Recipe, folder: Path) -> tuple[Recipe, Mapping[str, s
                 return _copied(file, f"{place}/{option}", folder, what)
 
             options = with_files(reward, options, moved)
-        file, _, function = name.rpartition(":")
-        own = _copied(file, place, folder, f"reward {name!r}") if file.endswith(".py") else ""
         names[name] = f"{own}:{function}" if own else name
         specs[names[name]] = spec.model_copy(update={"options": options})
     stages = tuple(

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from rl_reasoner.files import no_link
 from rl_reasoner.machine import choices, processor
@@ -80,6 +82,10 @@ def run_compiled(name: str, *given: Tensor | int | float) -> None:
     """Call a function of the library: tensors as pointers, `int` as long, `float` as float."""
     library = _library()
     assert library is not None
+    _call(library, name, *given)
+
+
+def _call(library: Any, name: str, *given: Tensor | int | float) -> None:
     converted = [
         ctypes.c_void_p(value.data_ptr())
         if isinstance(value, Tensor)
@@ -114,11 +120,13 @@ def _library() -> Any:
         file = cache_folder() / "machine" / f"native-{digest}.so"
         library = _loaded(file)
         if library is None:
+            if (folder := file.parent).exists() and folder.stat().st_uid != os.geteuid():
+                raise OSError(f"{folder} is not this user's (RL_REASONER_CACHE names another)")
             _compile(compiler, file)
             library = _loaded(file)
         return library if library is not None and _is_right(library) else None
     except (OSError, subprocess.SubprocessError) as error:
-        logger.info("the compiled operations are not used: %s", error)
+        logger.warning("the compiled operations are not used: %s", error)
         return None
 
 
@@ -184,11 +192,55 @@ def _run(command: list[str]) -> None:
 
 
 def _is_right(library: Any) -> bool:
-    """Whether all functions are there, and one of them gives torch's numbers."""
+    """Whether all functions are there, and those of each kind give torch's numbers.
+
+    A norm, attention and a product, and the gradients of the first two.
+    """
     if not all(hasattr(library, name) for name in _FUNCTIONS):
         return False
-    x = torch.linspace(-3, 3, 2 * 40).view(2, 40)
-    y, scale, weight = torch.empty_like(x), torch.empty(2), torch.ones(40)
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, weight, y, scale)]
-    library.rms_forward(*pointers, ctypes.c_long(2), ctypes.c_long(40), ctypes.c_float(1e-6))
-    return torch.allclose(y, x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt(), atol=1e-5)
+    proofs = (_norms, _attends, _multiplies)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        return all(torch.allclose(a, b, atol=1e-4) for proof in proofs for a, b in proof(library))
+
+
+def _norms(library: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    x = torch.linspace(-3, 3, 2 * 40).view(2, 40).requires_grad_()
+    y, by_x, scale = torch.empty(2, 40), torch.empty(2, 40), torch.empty(2)
+    weight, grad, parts = torch.ones(40), torch.linspace(1, 2, 80).view(2, 40), torch.empty(1, 40)
+    _call(library, "rms_forward", x, weight, y, scale, 2, 40, 1e-6)
+    _call(library, "rms_backward", grad, x, weight, scale, by_x, parts, 2, 40)
+    own = x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+    yield y, own.detach()
+    yield by_x, torch.autograd.grad(own, x, grad)[0]
+
+
+def _attends(library: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of a prompt of 37 tokens, for which the units of C++ are filled up, and two heads."""
+    heads, tokens, width = 2, 37, 16
+    given = torch.linspace(-9, 9, 3 * heads * tokens * width).sin().view(3, heads, tokens, width)
+    query, key, value = own = [t.requires_grad_() for t in given.clone()]
+    out, sums = torch.empty_like(query), torch.empty(heads, tokens)
+    results = [torch.empty(tokens, heads, width) for _ in own]
+    told = torch.tensor([0, tokens, 0])
+    sizes = (tokens, heads, 1, width, 0.25, told, 1)
+
+    def placed(*tensors: Tensor) -> Iterator[Tensor | int]:
+        for tensor in tensors:
+            yield from (tensor, width, tokens * width)
+
+    _call(library, "attention_forward", *placed(query, key, value, out), sums, *sizes)
+    grad = given[0].cos()
+    all_given = (*placed(query, key, value, out), sums, *placed(grad), *results, *sizes)
+    _call(library, "attention_backward", *all_given)
+    by_torch = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.25)
+    yield out, by_torch.detach()
+    for result, by_own in zip(results, torch.autograd.grad(by_torch, own, grad), strict=True):
+        yield result.transpose(0, 1), by_own
+
+
+def _multiplies(library: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    if library.can_slice():
+        a, b = torch.linspace(-2, 2, 40 * 96).view(40, 96), torch.linspace(3, -1, 96 * 35)
+        b, out = b.view(35, 96), torch.empty(40, 35)
+        _call(library, "sliced_product", a, 96, 1, b, 96, 1, out, 35, 40, 35, 96, 0)
+        yield out, a @ b.t()

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as everywhere
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 _SPECS = map(find_spec, ("torch", "transformers", "kernels"))  # kernels wraps forwards of models
 _HOMES = tuple(f"{Path(spec.origin).parent}{os.sep}" for spec in _SPECS if spec and spec.origin)
@@ -29,7 +31,10 @@ def changed_everywhere() -> str | None:
     """What changes every module's computation in this process, or None."""
     if any(vars(everywhere)[f"_global{name}"] for name in _HOOKS):
         return "hooks on every module"
-    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(type(mode) is not DeviceContext for mode in modes):  # one that only places new tensors
+        return "a mode of torch"
+    if torch._C._len_torch_dispatch_stack():
         return "a mode of torch"
     functions: Any = nn.functional
     if functions.linear is not torch._C._nn.linear or not _is_librarys(functions.silu):

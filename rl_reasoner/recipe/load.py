@@ -50,6 +50,14 @@ def find_recipe(reference: str) -> Path:
     raise unknown("recipe", reference, shipped_recipes())
 
 
+def is_program(reference: str) -> bool:
+    """Whether `reference` is a script: whoever names it has it run, with all that it names."""
+    try:
+        return find_recipe(reference).suffix == ".py"
+    except (UserError, OSError, RuntimeError):  # told where the recipe is read
+        return False
+
+
 def load_recipe(reference: str, flags: Sequence[str] = ()) -> Recipe:
     """Read the recipe that `reference` names, with `flags` applied.
 

@@ -215,7 +215,9 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two gradients are equal up to rounding; one that is not there is none."""
     if one is None or other is None:
         return not any(bool(g.count_nonzero()) for g in (one, other) if g is not None)
-    one, other = one.nan_to_num(), other.nan_to_num()  # equal, too, where neither has a number
+    if (found := _numbers(one, other)) is None:
+        return False
+    one, other = found
     apart, size = (one - other).float().norm(), other.float().norm()
     return bool(apart <= (1e-2 if one.dtype == torch.float32 else 0.3) * size + 1e-6)
 
@@ -290,12 +292,22 @@ def _tokens(causal_lm: Any, rows: int, length: int) -> Tensor:
     return (numbers * 7).remainder(size).view(rows, length)
 
 
+def _numbers(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both with 0 where neither has a number; None where one of them alone has one."""
+    finite = one.isfinite()
+    if not torch.equal(finite, other.isfinite()):
+        return None
+    return one.where(finite, 0), other.where(finite, 0)
+
+
 def _equal(states: Tensor, expected: Tensor) -> bool:
     """Whether states (..., hidden) are equal up to rounding.
 
     In low precision a few may be apart: a mixture of experts takes other experts for them.
     """
-    states, expected = states.nan_to_num(), expected.nan_to_num()  # equal where neither has one
+    if (found := _numbers(states, expected)) is None:
+        return False
+    states, expected = found
     apart = (states - expected).float().norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-9)
     if states.dtype == torch.float32:
         return bool((apart < 3e-3).all())

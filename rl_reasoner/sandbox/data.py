@@ -103,7 +103,7 @@ def _encode_tagged(value: object, refer: Callable[[object], Tree] | None, depth:
 
 
 def decode(tree: Tree, refer: Callable[[str, Any], object] | None = None) -> Any:
-    """The value of a tree; `refer(tag, argument)` resolves tags that are no data.
+    """The value of a tree; `refer(tag, argument)` resolves tags that are no data, and types.
 
     Arrays are nested lists without `refer`, and with it numpy's where that is loaded. Raises
     `Malformed` for anything that `encode` does not write, and for sets and dictionaries that take
@@ -135,7 +135,7 @@ def _decode(tree: Tree, refer: Callable[[str, Any], object] | None, until: float
             return members if tag == "s" else frozenset(members)
         if tag == "r":
             return range(*(decode(part) for part in _items(body)))
-        if tag in _SCALARS:
+        if tag in _SCALARS and (tag != "T" or refer is None):
             return _SCALARS[tag](body)
         if tag == "a":
             return array(body) if refer is not None else _decode(nested_lists(body), None, until)

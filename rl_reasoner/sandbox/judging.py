@@ -363,16 +363,29 @@ class _Judge:
             raise self._malformed() from error
 
     def _resolve(self, tag: str, body: Any) -> object:
+        def decode(tree: data.Tree) -> Any:
+            return data.decode(tree, self._resolve)
+
+        if tag == "T":
+            return _harmless(data.decode({tag: body}))
         if tag == "x":
-            return raised.rebuilt(body, lambda tree: data.decode(tree, self._resolve))
+            return raised.rebuilt(body, decode)
         number, name, bases = body if tag == "e" else (body, "", [])
         if tag not in ("h", "e") or type(number) is not int:
             raise data.Malformed(f"unknown tag {tag!r}")
         if number not in self._standins:
-            kinds = tuple(data.decode(base, self._resolve) for base in bases)
+            kinds = tuple(raised.kind_of(base, decode) for base in bases)
             made = OwnErrors.of(self, number, name, kinds) if tag == "e" else Proxy(self, number)
             self._standins[number] = made
         return self._standins[number]
+
+
+def _harmless(kind: type) -> type:
+    """A type that the program gives. Raises NameError for one that catches how a test fails."""
+    ends = issubclass(kind, BaseException) and not issubclass(kind, Exception)  # sys.exit(1), say
+    if ends or kind in (Exception, AssertionError):
+        raise NameError(f"the program gives {kind.__name__}, which catches what fails a test")
+    return kind
 
 
 def _settling(tree: ast.Module, types: bool) -> ast.Module:

@@ -22,6 +22,11 @@ BUILTIN = {
 """The builtin exceptions, each with the names of its own attributes."""
 
 
+def kind_of(tree: data.Tree, decode: Callable[[data.Tree], Any]) -> Any:
+    """The class of an exception, or a base of one, whichever builtin that is."""
+    return data.decode(tree) if isinstance(tree, dict) and "T" in tree else decode(tree)
+
+
 def told(
     error: Exception,
     kind: data.Tree,
@@ -52,7 +57,7 @@ def told(
 def rebuilt(body: Any, decode: Callable[[data.Tree], Any]) -> Exception:
     """The exception that `told` has told. Raises ValueError or TypeError for what it never says."""
     tree, args, attributes, text, handle, because = body
-    kind, cause, values = decode(tree), decode(because), [decode(value) for value in args]
+    kind, cause, values = kind_of(tree, decode), decode(because), [decode(value) for value in args]
     if not (isinstance(kind, type) and issubclass(kind, Exception) and isinstance(text, str)):
         raise TypeError("no exception")
     plain = {str(name): data.decode(value) for name, value in attributes}

@@ -303,6 +303,8 @@ class Server:
             return self._objects[body]
         if tag == "B":
             return getattr(builtins, body)
+        if tag == "T":
+            return data.decode({tag: body})
         if tag == "x":
             return raised.rebuilt(body, lambda tree: data.decode(tree, self._resolve))
         if tag == "slice":

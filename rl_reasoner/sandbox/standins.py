@@ -33,9 +33,9 @@ class Proxy:
     # equals only itself: whoever compares it gets a TypeError, so that a test passes on data alone.
     # Of its dunders only those of `_SHOWN` and of operators are the program's: by the others
     # libraries ask where its memory is (numpy), what to run (typing), how to copy it. One that an
-    # operator made of the test's data (`f(x) - 49`) is `biased`: there is no data in it, or
-    # `abs(f(x) - 49) < 1e-6` would believe a class whose differences are 0. (No docstring:
-    # `f.__doc__` is the program's.)
+    # operator made of the test's data (`f(x) - 49`) is `biased`: an operand, and an argument, but
+    # asked for nothing, or `abs(f(x) - 49) < 1e-6` and `(f(x) - day).days == 0` would believe a
+    # class whose differences are 0. (No docstring: `f.__doc__` is the program's.)
 
     __slots__ = ("__biased", "__judge", "__number")
 
@@ -67,7 +67,7 @@ class Proxy:
         _owner(self).ask("delete", self, name)
 
     def __getitem__(self, key: object) -> Any:
-        return _unbiased(self).ask("item", self, key)
+        return _owner(self).ask("item", self, key)
 
     def __setitem__(self, key: object, value: object) -> None:
         _owner(self).ask("put", self, key, value)
@@ -76,7 +76,7 @@ class Proxy:
         _owner(self).ask("remove", self, key)
 
     def __iter__(self) -> Iterator[Any]:
-        steps = _unbiased(self).ask("iterate", self)
+        steps = _owner(self).ask("iterate", self)
         while True:
             try:
                 yield _owner(self).ask("next", steps)
@@ -84,10 +84,10 @@ class Proxy:
                 return
 
     def __next__(self) -> Any:
-        return _unbiased(self).ask("next", self)
+        return _owner(self).ask("next", self)
 
     def __len__(self) -> int:
-        return int(_unbiased(self).ask("len", self))
+        return int(_owner(self).ask("len", self))
 
     def __str__(self) -> str:
         return str(_owner(self).ask("text", self))
@@ -154,7 +154,7 @@ def _operate(name: str, *operands: object) -> Any:
     ours = [operand for operand in operands if type(operand) is Proxy]
     biased = any(object.__getattribute__(each, "_Proxy__biased") for each in ours)
     biased |= name not in remote.UNARY and len(ours) < len(operands)
-    value = _owner(ours[0]).ask(name, *operands)
+    value = _asking(ours[0]).ask(name, *operands)
     if biased:
         if type(value) is not Proxy:
             _refuse()
@@ -165,7 +165,8 @@ def _operate(name: str, *operands: object) -> Any:
 class OwnErrors(type):
     """The class of stand-ins for the program's own classes of exceptions, which `except` catches.
 
-    Only what the program raised, or made for the test, is of them: no assertion of the test is.
+    Only what the program raised, or made for the test, is of them: no assertion of the test is. Nor
+    is one caught by a name of the program for a builtin: `judging` takes none that would.
     """
 
     @classmethod
@@ -212,14 +213,14 @@ def _attribute(owner: Owner, target: object, name: str, asker: FrameType) -> Any
     return owner.ask("attribute", target, name)
 
 
-def _owner(proxy: object) -> Owner:
+def _asking(proxy: object) -> Owner:
     owner: Owner = object.__getattribute__(proxy, "_Proxy__judge")
     return owner
 
 
-def _unbiased(proxy: Proxy) -> Owner:
-    """Who asks for the parts of an object that the test's data are no part of."""
-    return _owner(proxy) if not object.__getattribute__(proxy, "_Proxy__biased") else _refuse()
+def _owner(proxy: object) -> Owner:
+    """Who asks about an object that the test's data are no part of; TypeError for others."""
+    return _asking(proxy) if not object.__getattribute__(proxy, "_Proxy__biased") else _refuse()
 
 
 def _refuse() -> Any:

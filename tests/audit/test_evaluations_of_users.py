@@ -14,10 +14,11 @@ from rl_reasoner.audit import Audit
 from rl_reasoner.evaluation.evaluate import replay
 from rl_reasoner.evaluation.result import EvalResult
 from rl_reasoner.pipeline.run_folder import RunFolder
+from rl_reasoner.policy.opening import open_policy
 from rl_reasoner.publishing.folder import publish_run
 from rl_reasoner.report import write_report
 from support.audits import audit_run
-from support.commands import Cli, run_outside
+from support.commands import Cli, lines, run_outside
 
 RECIPE = """
 name: tiny
@@ -212,3 +213,48 @@ def test_what_is_not_made_again_is_named(copied: Path) -> None:
         for name in ("after", "before", "rl", "taught")
     ]
     assert told(audit, "not made again: hacking.jsonl of stage rl, forecast.json of stage rl")
+
+
+def test_who_forges_does_not_decide_whether_he_is_asked_again(copied: Path) -> None:
+    """He writes that his answers were drawn by chance, and shows figures of a part of them."""
+    file = Path("run/evals/after.json")
+    saved = EvalResult.load(file)
+    for row in saved.rows["modular_test"]:
+        row["completions"] = [f"<think></think><answer>{row['answer']}</answer>"]
+    forged = replay(saved)
+    forged.sets["modular_test"]["temperature"] = 0.7
+    forged.sets["modular_test@clean"] = dict(forged.sets["modular_test"])
+    forged.save(file)
+    said = [finding.said for finding in audit_run(Path("run")).of("differs")]
+    assert any("modular_test: temperature is 0.7" in one for one in said), said
+    assert any("4 greedy completions sampled again, 4 of them other" in one for one in said), said
+
+
+def test_evaluations_with_a_system_prompt_are_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An honest one holds; one other answer in a set of four is not outweighed by other sets."""
+    monkeypatch.chdir(tmp_path)
+    policy = open_policy("scratch:dense-tiny")
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    policy.save(tmp_path / "chatty")
+    asked = RECIPE.replace("scratch:dense-tiny", "chatty").replace("template: plain", "system: Hm.")
+    asked = asked.replace("[modular_test]", "[modular_test, own.jsonl]").replace("stages: true", "")
+    text = lines(*({"problem": f"{i}+1=", "answer": str(i + 1)} for i in range(4)))
+    Path("own.jsonl").write_text(text, encoding="utf-8")
+    Path("recipe.yaml").write_text(asked, encoding="utf-8")
+    done = run_outside(tmp_path, "train", "recipe.yaml", "--quiet")
+    assert done.returncode == 0, done.stderr
+    audit = audit_run(Path("run"))
+    assert audit.holds, audit.of("differs")
+    again = [f.said for f in audit.of("held") if "8 greedy completions sampled again" in f.said]
+    assert len(again) == 2, audit.findings
+
+    saved = EvalResult.load("run/evals/after.json")
+    saved.rows["own.jsonl"][0]["completions"] = ["<think></think><answer>1</answer>"]
+    replay(saved).save("run/evals/after.json")
+    said = [finding.said for finding in audit_run(Path("run")).of("differs")]
+    assert any("1 of them other; first own.jsonl" in one for one in said), said
+
+    Path("own.jsonl").unlink()
+    assert told(audit_run(Path("run")), "made again", "evals/after.json on own.jsonl")

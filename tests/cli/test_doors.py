@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from rl_reasoner import trust
+from rl_reasoner.audit import apart
+from rl_reasoner.audit.checks import Replay
 from rl_reasoner.errors import UserError
 from rl_reasoner.scoring import registry
 from rl_reasoner.trust import untyped
@@ -193,6 +196,17 @@ def test_no_verb_runs_the_code_of_a_run(way: str, cli: Cli, here: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["evil.YAML", "evil.yaml.txt", "recipe", "quickstart"])
+def test_a_recipe_is_no_program_by_its_name(name: str, cli: Cli, here: Path) -> None:
+    """What runs is a script; a file that is read as YAML is anybody's, whatever it is called."""
+    run = planted(here, **CODES["reward"])
+    (run / "recipe.yaml").rename(here / name)
+    for command in (["check", name, "--quiet"], ["export", name, "verl", "--to", "verl"]):
+        ended = cli(*command)
+        assert (ended.code, nothing_ran(here)) == (2, True), ended.err
+
+
+@pytest.mark.slow
 def test_an_evaluation_brings_no_code_along(cli: Cli, here: Path) -> None:
     """The reward of a set stands in a file that nobody typed; the recipe is clean."""
     run = planted(here, rewards={"math_answer": 1})
@@ -297,6 +311,39 @@ def test_a_run_that_was_tampered_with_cannot_clear_itself(cli: Cli, here: Path) 
     assert not any("--run-its-code" in f["said"] for f in found)
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"7",
+        b"[1]",
+        b'{"what": 7}',
+        b'{"what": [1]}',
+        b'{"what": [{"part": 1, "status": "held", "said": "x"}]}',
+        b'{"what": [{"part": "code", "status": "fine", "said": "x"}]}',
+        b'{"what": [{"part": "code", "status": ["held"], "said": "x"}]}',
+        b'{"what": "\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_reply_that_is_none_loses_no_finding(
+    reply: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process that a helper outlives, or that does not end."""
+    start = tmp_path / "start.sh"
+    (tmp_path / "reply").write_bytes(reply)
+    start.write_text(f"#!/bin/sh\nsleep 20 &\ncat '{tmp_path}/reply'\n", encoding="utf-8")
+    start.chmod(0o755)
+    monkeypatch.setattr(apart.sys, "executable", str(start))
+    began = time.monotonic()
+    for more in ("", "sleep 20\n"):
+        start.write_text(start.read_text(encoding="utf-8") + more, encoding="utf-8")
+        [found] = apart.checks_apart(tmp_path, Replay(), ["what"])["what"]
+        assert (found.part, found.status) == ("code", "unchecked")
+        monkeypatch.setattr(apart, "_MOST_H", 1e-5)
+    assert "was ended after" in found.said
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("argument", [{"report_to": "wandb"}, {"push_to_hub": True}])
 def test_an_argument_of_trl_may_not_load_or_send(
@@ -343,3 +390,53 @@ def test_a_word_that_was_typed_is_no_part_of_another() -> None:
                 with pytest.raises(UserError):
                     trust.check_typed(name)
     trust.check_typed("os:system")
+
+
+def test_a_token_goes_where_nobody_else_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over https or on this machine, or as it was typed; not with every address."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    monkeypatch.setenv(
+        "RL_REASONER_HOSTS", "b.example:443=KEY,http://c.example:8=KEY,d.example=KEY"
+    )
+    typed = ["https://a.example/s", "--reward-options", "token=MINE,server=http://e.example:8/v1"]
+    goes = [
+        ("https://a.example/t", "MINE"),
+        ("https://a.example:443/t", "MINE"),
+        ("https://b.example", "KEY"),
+        ("http://c.example:8", "KEY"),
+        ("https://d.example:443", "KEY"),
+    ]
+    stays = [
+        ("https://a.example/s", "OPENAI_API_KEY"),
+        ("http://a.example/s", "MINE"),
+        ("http://b.example:443", "KEY"),
+        ("http://d.example", "KEY"),
+        ("http://e.example:8", "OPENAI_API_KEY"),
+    ]
+    with untyped(["score", *typed]):
+        for url, token in goes:
+            trust.check_address(url, token)
+        for url, token in stays:
+            with pytest.raises(UserError, match=token):
+                trust.check_address(url, token)
+        assert trust.token_for("http://e.example:8/v1", "OPENAI_API_KEY") == "sk-mine"
+        for url in ("https://a.example/s", "http://e.example/v1", "https://b.example"):
+            assert trust.token_for(url, "OPENAI_API_KEY") is None
+        with untyped(code=True):
+            assert trust.token_for("http://e.example:8/v1", "OPENAI_API_KEY") is None
+
+
+@pytest.mark.parametrize("options", ["votes=3,function={}", '{{"function": "{}"}}'])
+def test_a_path_with_a_space_is_typed(options: str) -> None:
+    """As a whole: a part of it is another name."""
+    with untyped(["--reward-options", options.format("my own/judge.py:ask")]):
+        trust.check_typed("my own/judge.py:ask")
+        with pytest.raises(UserError):
+            trust.check_typed("my own")
+
+
+def test_a_handover_refuses_code_by_the_name_in_the_recipe(cli: Cli, here: Path) -> None:
+    run = planted(here, **CODES["reward"])
+    ended = cli("export", run / "recipe.yaml", "verl", "--to", "verl")
+    assert (ended.code, nothing_ran(here)) == (2, True)
+    assert "reward 'their.py:fine'" in ended.err and "own_rewards" not in ended.err

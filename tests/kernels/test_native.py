@@ -1,5 +1,6 @@
 """The compiled library's file: damaged, not to be made, or without a folder."""
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -128,3 +129,25 @@ def test_frozen_experts_get_no_gradient() -> None:
     out = experts(states, torch.randn(4, 10, 8), down, torch.randint(0, 4, (6, 2)), gates)
     out.sum().backward()
     assert states.grad is not None and down.grad is not None
+
+
+def test_a_library_whose_gradients_are_wrong_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compiler with a fault would make it; what it computes forwards is right."""
+    if (compiler := native._compiler()) is None:
+        pytest.skip("no compiler here")
+    attention = next(file for file in native._CODE if file.name == "attention.cpp")
+    right = "row[j] * (change[j] - dot) * scale"
+    assert right in attention.read_text()
+    for file in native._SOURCES:
+        text = file.read_text().replace(right, "row[j] * change[j] * scale")
+        (tmp_path / file.name).write_text(text)
+    monkeypatch.setattr(native, "_CODE", [tmp_path / file.name for file in native._CODE])
+    monkeypatch.setattr(native, "_FLAGS", ["-O0" if f == "-O3" else f for f in native._FLAGS])
+    native._compile(compiler, tmp_path / "wrong.so")
+    assert not native._is_right(ctypes.CDLL(str(tmp_path / "wrong.so")))
+    monkeypatch.undo()
+    library = native._library()
+    with torch.inference_mode(), torch.autocast("cpu"):  # it may be loaded anywhere
+        assert native._is_right(library)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_reasoner.kernels import native
+from rl_reasoner.kernels.own_code import changed_everywhere
 from rl_reasoner.kernels.prefix_attention import PrefixSegments, prefix_attention
 from rl_reasoner.kernels.training_operations import gated, rms_norm, rotated
 
@@ -67,3 +68,9 @@ def test_a_row_without_numbers_leaves_its_neighbours_theirs(
         found.append((out[:, :, 11:].detach(), own.grad[:, :, :, 11:]))
     assert found[0][0].isfinite().all()
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_where_new_tensors_lie_changes_no_module() -> None:
+    assert changed_everywhere() is None
+    with torch.device("cpu"):
+        assert changed_everywhere() is None

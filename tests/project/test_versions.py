@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,8 +116,11 @@ def test_an_old_trl_is_one_clear_line(inside: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, *run[inside]], capture_output=True, text=True, env=path, cwd=tmp_path
     )
-    told = done.stderr.splitlines()[-1]
-    assert done.returncode in (1, 2) and "trl 0.20.0 is here, needed is trl" in told
+    said = done.stderr.splitlines()
+    assert done.returncode in (1, 2) and "trl 0.20.0 is here, needed is trl" in said[-1]
+    assert any(re.search("No module named|cannot import", line) for line in said), (
+        "what went wrong is said, too"
+    )
     assert ("Traceback" in done.stderr) == (inside == "a program")
 
 
@@ -129,7 +133,7 @@ def clone(tmp_path: Path) -> Path:
         file.write_text("#!/bin/sh\n! grep -q wrong file.py || { echo file.py: wrong; exit 1; }\n")
         file.chmod(0o755)
     (tmp_path / "file.py").write_text("right")
-    shutil.copytree(ROOT / ".githooks", tmp_path / ".githooks")
+    shutil.copytree(ROOT / ".githooks", tmp_path / ".githooks", symlinks=True)
     git(tmp_path, "init", "-q", "-b", "main")
     git(tmp_path, "config", "core.hooksPath", ".githooks")
     git(tmp_path, "add", "file.py")
@@ -155,6 +159,16 @@ def test_what_lint_refuses_is_not_committed_on_main(clone: Path) -> None:
     assert "git switch -c NAME" in refused.stdout + refused.stderr
     git(clone, "switch", "-q", "-c", "other")
     assert git(clone, "commit", "-m", "two").returncode == 0
+
+
+def test_a_merge_is_a_commit(clone: Path) -> None:
+    assert git(clone, "commit", "-m", "one").returncode == 0
+    git(clone, "switch", "-q", "-c", "other")
+    (clone / "file.py").write_text("wrong")
+    assert git(clone, "commit", "-am", "two").returncode == 0
+    git(clone, "switch", "-q", "main")
+    merged = git(clone, "merge", "--no-ff", "--no-edit", "other")
+    assert merged.returncode != 0 and "main stays green" in merged.stdout + merged.stderr
 
 
 def test_nothing_is_committed_on_main_unchecked(clone: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_reasoner import GRPOTrainer, open_policy
 from rl_reasoner.kernels.packing import arguments, attention_of, pack
+from rl_reasoner.rollout import agreement
 from rl_reasoner.rollout.agreement import (
     engine_runs,
     fusing_obstacle,
@@ -311,3 +312,11 @@ def test_modules_are_fused_where_norms_or_windows_are_not_alike(family: str) -> 
     config = getattr(transformers, f"{family}Config")(**sizes, **own)
     torch.manual_seed(0)
     assert fusing_obstacle(AutoModelForCausalLM.from_config(config).train()) is None
+
+
+def test_a_layout_without_numbers_is_equal_to_one_without_them_alone() -> None:
+    some, none = torch.ones(2, 3), torch.tensor([[1.0, torch.nan, 1.0], [1.0, 1.0, torch.inf]])
+    for agree in (agreement._equal, agreement._alike):
+        assert agree(none, none.clone()) and agree(some, some.clone())
+        assert not agree(none, some) and not agree(some, none)
+        assert not agree(none, none.nan_to_num())

@@ -25,10 +25,10 @@ def verdict(program: str, test: str) -> str:
         "format(a, '.2f') == '<3.00, 4.00>' and f'{a!r}' == 'V(3, 4)'",
         "type(a) is V and type(a) == V and type(a).__name__ == 'V' and type(1) is int",
         "type(a) is not type(f) and type(a) != int and isinstance(type(V), type(type(V)))",
-        "(a + b).x == 4 and (a - b).y == 2 and (a * 2).y == 8 and (2 * a).x == 6",
-        "a @ b == 11 and (a / 2).x == 1.5 and (a // 2).x == 1 and (a % 2).x == 1",
-        "divmod(a, b)[0].x == 3 and (a ** 2).y == 16 and pow(a, 2).x == 9",
-        "sum([a, b], V(0, 0)).x == 4 and str(sum([a, b])) == '<4, 6>'",
+        "(a + b).x == 4 and (a - b).y == 2 and a @ b == 11",
+        "divmod(a, b)[0].x == 3 and sum([a, b], V(0, 0)).x == 4",
+        "all(isinstance(c, V) for c in (a * 2, 2 * a, a / 2, a // 2, a % 2, a ** 2, pow(a, 2)))",
+        "isinstance(sum([a, b]), V) and not isinstance(a * 2, int)",
         "a > b and b <= a and not a < b and sorted([a, b])[0] is b and max(a, b) is a",
         "a[0] == 3 and a[0:2] == [3, 4] and len(a) == 2 and list(reversed(a)) == [4, 3]",
         "abs(a - b) == abs(V(2, 2)) and f(a) is a and math.floor(a) == 5",
@@ -43,7 +43,7 @@ def test_objects_of_the_programs_own_classes_are_used_like_others(test: str) -> 
     [
         "a += b\nassert a.x == 4",
         "a[0] = 9\ndel a.y\ntry:\n    a.y\nexcept AttributeError:\n    assert a.x == 9",
-        "s = Stack()\ns += 1\ns += 2\nassert s.items == [1, 2]\ndel s[0]\nassert s.items == [2]",
+        "s = Stack()\nt = s\ns += Stack()\ndel s[0]\nassert s is t and s.items == []",
         "with Open() as o:\n    assert o.open\nassert not o.open",
         "with Open(), Open() as o:\n    fails(3)\nassert o.seen == ('Overdrawn', 3)",
         "try:\n    fails(3)\nexcept Overdrawn as e:\n    assert e.short == 3 and e.half() == 1.5\n"
@@ -91,6 +91,59 @@ def f(): {action}
     assert verdict(program, test) == "passed"
 
 
+CATCHES = """
+TooLittle = {kind}
+class Bank: Error = TooLittle
+def error(): return TooLittle
+def withdraw(n): {act}
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "try:\n    withdraw(9)\n    assert False\nexcept TooLittle:\n    pass",
+        "try:\n    withdraw(9)\n    assert False\nexcept (KeyError, Bank.Error):\n    pass",
+        "try:\n    withdraw(9)\n    assert False\nexcept error():\n    pass",
+        "import sys\ntry:\n    withdraw(9)\n    sys.exit(1)\nexcept TooLittle:\n    pass",
+        "import contextlib\nwith contextlib.suppress(TooLittle):\n    withdraw(9)\n"
+        "    assert False",
+        "import unittest\nc = unittest.TestCase()\nwith c.assertRaises(TooLittle):\n"
+        "    c.assertEqual(withdraw(9), 1)",
+        "def check(kind):\n    try:\n        withdraw(9)\n        assert False\n"
+        "    except kind:\n        pass\ncheck(TooLittle)",
+    ],
+)
+def test_no_name_of_a_program_catches_how_a_test_fails(test: str) -> None:
+    for kind in ("AssertionError", "Exception", "BaseException", "SystemExit"):
+        for given in (kind, f"(ValueError, {kind})", f"(KeyError, (ValueError, {kind}))"):
+            got = sandbox.run(CATCHES.format(kind=given, act="pass"), [test], timeout_s=3)
+            assert got.verdicts == ["error"], given
+            assert f"NameError: the program gives {kind}" in got.reason
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "(KeyError, ValueError)", "ArithmeticError"])
+def test_a_name_of_a_program_for_another_builtin_exception_does(kind: str) -> None:
+    first = kind.strip("()").split(", ")[-1]
+    test = (
+        "try:\n    withdraw(9)\n    assert False\nexcept TooLittle as e:\n    assert e.args == (9,)"
+    )
+    assert verdict(CATCHES.format(kind=kind, act=f"raise {first}(n)"), test) == "passed"
+    assert verdict(CATCHES.format(kind=kind, act="pass"), test) == "failed"
+
+
+def test_exceptions_of_those_kinds_still_arrive_and_are_passed() -> None:
+    program = (
+        "def f(): assert False, 'no'\ndef g(): raise Exception('no')\nclass E(Exception): pass\n"
+    )
+    program += "def name(kind): return kind.__name__\ndef h(): raise E(1)"
+    test = "for act in (f, g):\n    try:\n        act()\n    except Exception as e:\n"
+    test += "        assert str(e) == 'no'\n    else:\n        assert False\n"
+    test += "assert name(Exception) == 'Exception' and issubclass(E, Exception)\n"
+    test += "try:\n    h()\nexcept E as e:\n    assert e.args == (1,)"
+    assert verdict(program, test) == "passed"
+
+
 HOSTILE = """
 class A:
     def __init__(self, *a): pass
@@ -101,9 +154,12 @@ class A:
     __iter__ = lambda self: iter([0])
     __len__ = lambda self: 1
     __getitem__ = __float__ = __int__ = __abs__ = __round__ = __index__ = data
+    __call__ = __hash__ = total_seconds = max = sum = data
+    days = 0
+    __str__ = __repr__ = lambda self: "0"
+    __copy__ = __deepcopy__ = __await__ = call
     __add__ = __radd__ = __sub__ = __rsub__ = __mod__ = __divmod__ = {made}
     __lt__ = __gt__ = __le__ = __ge__ = __eq__ = __bool__ = __enter__ = __exit__ = true
-    __hash__ = None
 def f(n): return A()
 class E(AssertionError): pass
 """
@@ -127,12 +183,36 @@ class E(AssertionError): pass
         "assert all(abs(d) < 1 for d in f(7) - 49)",
         "assert sum(f(7) - 49) == 0",
         "assert (f(7) - 49)[0] == 0",
+        "from datetime import date\\nassert (f(7) - date(2020, 1, 1)).days == 0",
+        "from datetime import datetime\\nd = f(7) - datetime(2020, 1, 1)\\n"
+        "assert abs(d.total_seconds()) < 1",
+        "assert getattr(f(7) - 49, 'days') == 0",
+        "assert '{0.days}'.format(f(7) - 49) == '0'",
+        "assert (f(7) - 49)() == 0",
+        "assert str(f(7) - 49) == '0'",
+        "assert repr(f(7) - 49) == '0'",
+        "assert '%s' % (f(7) - 49) == '0'",
+        "assert f'{f(7) - 49}' == '0'",
+        "assert f'{f(7) - 49!r}' == '0'",
+        "import copy\\nassert copy.copy(f(7) - 49).days == 0",
+        "import copy\\nassert copy.deepcopy(f(7) - 49).days == 0",
+        "assert type(f(7) - 49).days == 0",
+        "assert len(f(7) - 49) == 1",
+        "assert next(f(7) - 49) == 0",
+        "assert 0 in f(7) - 49",
+        "d, = f(7) - 49\\nassert d == 0",
+        "assert hash(f(7) - 49) == 0",
+        "with f(7) - 49 as g:\\n    assert g.days == 0",
+        "import asyncio\\nasync def main(): return (await (f(7) - 49)).days\\n"
+        "assert asyncio.run(main()) == 0",
         "assert f(7) in (48, 49)",
         "assert max(f(7), 49) == 49",
         "import math\\nassert math.isclose(f(7), 49)",
         "import math\\nassert math.floor(f(7) - 49) == 0",
         "import numpy as np\\nassert np.allclose(f(7), 49)",
         "import numpy as np\\nassert np.abs(f(7) - np.array([49.0])).max() < 1e-6",
+        "import numpy as np\\nassert abs(f(7) - np.array([4.9, 2.0])).max() < 1e-6",
+        "import numpy as np\\nassert (f(7) - np.array([4.9, 2.0])).sum() == 0",
         "import numpy as np\\nnp.testing.assert_allclose(f(7), 49)",
         "import numpy as np\\nassert (np.array([49]) - f(7)).sum() == 0",
         "from unittest import TestCase\\nTestCase().assertAlmostEqual(f(7), 49)",
